@@ -1,6 +1,7 @@
 """Build timm backbones by name, with weights from timm's hub if a recipe asks for them.
 
-Functions import timm when they run: the import takes seconds, and many processes build no network.
+Each function imports timm when it is called, not with this module: the import takes seconds, and many processes build
+no network.
 """
 
 import difflib
@@ -17,7 +18,7 @@ from stssl.models.injection import Family, Shape
 if TYPE_CHECKING:
 
     class Backbone(nn.Module):
-        """List for type checkers the methods of timm's models that this package uses."""
+        """Tell type checkers which methods timm's models have. List only those that this package uses."""
 
         default_cfg: dict[str, Any]
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
             """Compute the final tokens or feature maps of images."""
 
         def forward_head(self, features: Tensor, pre_logits: bool) -> Tensor:
-            """Pool the final tokens or feature maps and classify them. With `pre_logits`, only pool them."""
+            """Pool the final tokens or feature maps, and compute logits. With `pre_logits`, stop after the pooling."""
 
         def get_classifier(self) -> nn.Module:
             """Return the last layer, which computes the logits."""
@@ -46,6 +47,9 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
         in_channels: Number of bands.
         classes: Number of outputs.
         **options: Arguments of timm's ResNet. One of them is `channels`: the number of channels of each stage.
+
+    Raises:
+        ValueError: `layers` or `channels` has not four numbers, or the first number of channels is odd.
     """
     from timm.models.resnet import BasicBlock, ResNet
 
@@ -84,7 +88,7 @@ DECIDED_BY = {
 
 
 def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: int, classes: int, hub: bool) -> Backbone:
-    """Build a backbone with a head of `classes` outputs.
+    """Build a backbone, the network that turns images into features, with a head that computes `classes` logits.
 
     Args:
         name: `slim_resnet` or any name that timm knows.
@@ -92,11 +96,11 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
         size: Side of the images in pixels.
         in_channels: Number of bands.
         classes: Number of outputs.
-        hub: True to start from timm's pretrained weights.
+        hub: True to start from timm's pretrained weights, False to start from random ones.
 
     Raises:
         ConfigError: The name is unknown (the message lists similar names), the constructor does not take the
-            arguments, or the hub cannot be reached.
+            arguments, another key of the recipe sets one of them, or the hub cannot be reached.
     """
     for key in DECIDED_BY.keys() & options.keys():
         raise ConfigError(f"model.backbone_args.{key}: {DECIDED_BY[key]} decides this. Leave it out.")
@@ -112,7 +116,8 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))
-    misfits = MISFITS if hub else (*MISFITS, RuntimeError)  # the hub's client also raises RuntimeError
+    # With `hub`, a RuntimeError may come from the hub's client, not from wrong arguments: see the last `except`.
+    misfits = MISFITS if hub else (*MISFITS, RuntimeError)
     wanted: dict[str, Any] = {"pretrained": hub, "in_chans": in_channels, "num_classes": classes, **options}
     try:
         # Try with `img_size` first: convolutional models refuse it, and timm does not list which models take it.
@@ -124,7 +129,7 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
             return cast(Backbone, timm.create_model(name, **wanted))
     except misfits as error:
         raise ConfigError(f"model.backbone_args do not fit {name} at {size} px: {first_line(error)}") from None
-    except Exception as error:  # the hub's client raises errors of several network libraries
+    except Exception as error:  # catch all types: the hub's client raises errors of several network libraries
         if not hub:
             raise
         if "loading state_dict" in str(error):
@@ -139,12 +144,12 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
 def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: int, size: int) -> None:
     """Pass two blank images through a network, to check that it takes images of this size.
 
-    Try evaluation and training mode. timm can build some models for a size that they cannot use. Such a model fails
-    later, with an error about shapes.
+    Try evaluation and training mode. The check is needed because timm builds some models even for a size that they
+    cannot use. Without it, such a model would fail later, with an error about shapes.
 
     Args:
         network: Network to check. The check changes its state, so pass a network that you do not need afterwards.
-        backbone: Backbone of the network.
+        backbone: Backbone of the network. The message takes from it the size that timm made it for.
         name: Name of the backbone in messages.
         bands: Number of bands.
         size: Side of the images in pixels.
@@ -164,7 +169,7 @@ def check_images(network: nn.Module, backbone: nn.Module, name: str, *, bands: i
 
 
 def shape_of(backbone: Backbone, name: str) -> Shape:
-    """Describe a backbone's kind, sizes and blocks for the injection sites, the points where metadata enters.
+    """Return the kind and the sizes of a backbone, which the injection sites (where metadata enters) need.
 
     Args:
         backbone: Backbone to describe.
@@ -185,13 +190,14 @@ def shape_of(backbone: Backbone, name: str) -> Shape:
         return Shape("cnn", width, channels, channels_last=getattr(backbone, "output_fmt", None) == "NHWC")
     family: Family = "vit" if isinstance(backbone, VisionTransformer) else "tokens"
     heads = int(getattr(getattr(blocks[0], "attn", None), "num_heads", 1))
-    # In other transformers (CaiT, XCiT), the class token joins the patch tokens only after the last of `blocks`.
+    # In other transformers (CaiT, XCiT), the class token joins the patch tokens only after the last of `blocks`, where
+    # no injection site could find it.
     joins_early = isinstance(backbone, VisionTransformer | Eva | Beit)
     return Shape(family, width, (width,) * len(blocks), heads, joins_early and backbone.cls_token is not None)
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
-    """List the blocks of a transformer, or the stages of another backbone. Metadata can enter the backbone there."""
+    """List the blocks of a transformer, or the stages of another backbone: injection sites add metadata at these."""
     blocks = _blocks(backbone)
     if blocks is not None:
         return blocks
@@ -199,10 +205,11 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
 
 
 def layer_numbers(backbone: Backbone) -> dict[str, int]:
-    """Number the layers of a backbone as timm groups them, from the first (0) to the last.
+    """Number the layers of a backbone as timm groups them, so that each can have its own learning rate.
 
     Returns:
-        The layer's number by the name of each parameter. The parameters of the classifier are left out.
+        For the name of each parameter, the number of its layer, counted from 0 at the images. The parameters of the
+            classifier are left out.
 
     Raises:
         ConfigError: timm does not know the layers of this backbone.
@@ -221,7 +228,7 @@ def layer_numbers(backbone: Backbone) -> dict[str, int]:
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module] | None:
-    """List the blocks of a transformer; None for other backbones.
+    """Return a list of a transformer's blocks; None if the backbone is no transformer.
 
     Some convolutional models of timm have `blocks` too, but only transformers have `num_prefix_tokens`.
     """

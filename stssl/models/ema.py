@@ -14,7 +14,7 @@ from stssl.models.freezing import is_frozen
 
 
 class Ema(nn.Module):
-    """Hold a copy of a network with an exponential moving average of its weights."""
+    """Average the weights of a network over its training steps (EMA), in a copy of the network that only predicts."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         """Copy `network` as the first average. Each update then keeps the share `decay` of the old average."""
@@ -23,7 +23,7 @@ class Ema(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Ema":
-        """Keep evaluation mode and ignore `mode`: the average only predicts."""
+        """Stay in evaluation mode for every `mode`, because the average only predicts. Return the module itself."""
         return super().train(False)
 
     @torch.no_grad()
@@ -31,7 +31,7 @@ class Ema(nn.Module):
         """Move the averaged parameters toward the current parameters of `network`."""
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
-        # One fused operation for all parameters is faster: a loop would start one kernel for each parameter.
+        # Use one fused operation for all parameters: a loop would start one kernel for each, which is slower.
         torch._foreach_lerp_(own, live, 1 - self.decay)
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def batchnorms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """List the running means and variances of all BatchNorm layers of a module."""
+    """List the running means and variances of a module's BatchNorm layers, except those of frozen backbones."""
     return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
@@ -64,7 +64,7 @@ class KeptStatistics:
     """Save the running statistics of BatchNorm layers before a step, and restore them if the step is skipped."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Find the running statistics of those BatchNorm layers of `module` that are in training mode."""
+        """Find the running statistics that a step can change: of BatchNorm layers of `module` in training mode."""
         self.live = [
             value
             for layer in batchnorms(module)
@@ -75,16 +75,16 @@ class KeptStatistics:
         self.saved: Tensor | None = None
 
     def save(self) -> None:
-        """Copy the current running statistics, to restore them later."""
+        """Copy the current running statistics, so that `restore` can bring them back."""
         if self.live:
             self.saved = torch.cat([value.flatten() for value in self.live])
 
     @torch.no_grad()
     def restore(self, bad: Tensor) -> None:
-        """Restore the saved running statistics if `bad`, a scalar tensor, is true."""
+        """Restore the saved running statistics if `bad`, a scalar tensor, says that the step is skipped."""
         if self.saved is None:
             return
-        # Use `where`, not `if bad`: the `if` would make the host wait for the device.
+        # Use `where`, not `if bad`: the `if` would make the CPU wait until the GPU has computed `bad`.
         flat = torch.where(bad, self.saved, torch.cat([value.flatten() for value in self.live]))
         parts = torch.split(flat, [value.numel() for value in self.live])
         torch._foreach_copy_(self.live, [part.view_as(value) for part, value in zip(parts, self.live, strict=True)])
@@ -92,7 +92,7 @@ class KeptStatistics:
 
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace each rank's running BatchNorm statistics by their mean over all ranks (training processes)."""
+    """Replace the running BatchNorm statistics of a module by their mean over all ranks (training processes)."""
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
@@ -105,10 +105,13 @@ def average_batchnorm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def statistics_of_ranks(module: nn.Module) -> Tensor | None:
-    """Gather the running BatchNorm statistics of all ranks. All ranks call this together.
+    """Gather the running BatchNorm statistics that each rank (training process) has in its copy of a module.
+
+    All ranks must call this together.
 
     Returns:
-        [ranks, values] tensor; None if the run has one rank or the module has no such statistics.
+        [ranks, values] tensor, one row for each rank; None if the run has one rank or the module has no such
+            statistics.
     """
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
@@ -118,11 +121,11 @@ def statistics_of_ranks(module: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
-    """Set the running BatchNorm statistics to those that `statistics_of_ranks` gathered.
+    """Set the running BatchNorm statistics of a module to those that `statistics_of_ranks` gathered earlier.
 
     Args:
         module: Module whose statistics are set.
-        of_ranks: [ranks, values] tensor. This rank uses its own row. If the number of ranks has changed since, it
+        of_ranks: [ranks, values] tensor. This rank uses its own row. If the run now has another number of ranks, it
             uses the mean over the rows.
 
     Raises:
@@ -139,9 +142,9 @@ def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]) -> None:
-    """Compute the running BatchNorm statistics anew, as the mean over the batches that `run` passes through.
+    """Compute a network's running BatchNorm statistics anew, as the mean over the batches that `run` passes through it.
 
-    With several ranks, each passes its own batches, and all get the mean over all batches.
+    With several ranks (training processes), each passes its own batches, and all get the mean over all batches.
 
     Args:
         network: Network with the BatchNorm layers to estimate. It is in evaluation mode afterwards.
@@ -165,7 +168,12 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
 
 
 def _average_by_batches(statistics: list[Tensor], passed: int) -> None:
-    """Replace statistics by their mean over all ranks, weighted by how many batches each rank passed."""
+    """Replace BatchNorm statistics by their mean over all ranks.
+
+    Args:
+        statistics: Running statistics on this rank. They are changed.
+        passed: Number of batches behind them on this rank, which is their weight in the mean.
+    """
     sums = torch.cat([value.flatten() for value in statistics] + [statistics[0].new_ones(1)]) * passed
     dist.all_reduce(sums)
     means = torch.split(sums[:-1] / sums[-1], [value.numel() for value in statistics])

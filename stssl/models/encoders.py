@@ -27,12 +27,15 @@ class RawConfig(EncoderBase):
 
 
 class Raw(MetadataEncoder):
-    """Encode place and date as lat/90, lon/180, and sine and cosine of the day of year (arXiv:2404.18583)."""
+    """Encode places as scaled degrees, and dates as sine and cosine of the day of year (arXiv:2404.18583).
+
+    Places are lat/90 and lon/180. With the setting `standardized`, they are standardized over the training patches.
+    """
 
     config_type: ClassVar[type[EncoderBase]] = RawConfig
 
     def __init__(self, config: RawConfig, width: int, places: Tensor | None = None) -> None:
-        """Create the encoder, and compute the center and the scale of places. Place and date have two features each.
+        """Create the encoder, and choose the center and the scale for its latitudes and longitudes.
 
         Args:
             config: Settings of the encoder.
@@ -55,13 +58,13 @@ class Raw(MetadataEncoder):
                     "Set model.encoder.standardized=false or model.encoder.place=false."
                 )
             center, scale = known.mean(0).float(), known.std(0).clamp_min(1e-3).float()
-        # Save center and scale with the weights if they come from data: a loaded network must scale places as in
-        # training.
+        # Save center and scale with the weights if they come from the training patches: a loaded network must scale
+        # places as in training.
         self.register_buffer("center", center, persistent=config.standardized)
         self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scale latitudes [N] and longitudes [N] in degrees: subtract a center, divide by a scale. Return [N, 2]."""
+        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2], by the encoder's center and scale."""
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
@@ -88,7 +91,9 @@ class Fourier(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = FourierConfig
 
     def __init__(self, config: FourierConfig, width: int, places: Tensor | None = None) -> None:
-        """Create the encoder: 4 features for each frequency of the place, 2 for each of the day, and 2 for the hour.
+        """Create the encoder.
+
+        It makes four features for each frequency of the place, two for each frequency of the day, and two for the hour.
 
         Args:
             config: Settings of the encoder.
@@ -104,7 +109,7 @@ class Fourier(MetadataEncoder):
         return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute features [N, 2 * date_octaves + 2] of days of the year [N] and UTC hours [N], NaN if missing."""
+        """Compute features [N, 2 * date_octaves + 2] of days of the year [N] and UTC hours [N] (NaN if missing)."""
         known = torch.isfinite(hour)
         clock = torch.where(known[:, None], circle(torch.where(known, hour, 0.0) / 24), self.absent_hour)
         return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
@@ -129,7 +134,7 @@ class Spherical(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = SphericalConfig
 
     def __init__(self, config: SphericalConfig, width: int, places: Tensor | None = None) -> None:
-        """Create the encoder and its harmonics. A place has degree^2 features, a date has two.
+        """Create the encoder and its harmonics. It makes degree^2 features for a place, and two for a date.
 
         Args:
             config: Settings of the encoder.
@@ -162,7 +167,7 @@ class Cartesian(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = CartesianConfig
 
     def __init__(self, config: CartesianConfig, width: int, places: Tensor | None = None) -> None:
-        """Create the encoder: a place has three features, a date has two.
+        """Create the encoder. It makes three features for a place, and two for a date.
 
         Args:
             config: Settings of the encoder.
@@ -192,7 +197,7 @@ ENCODERS = {str(part_name(encoder.config_type)): encoder for encoder in _ENCODER
 if TYPE_CHECKING:
     EncoderConfig = EncoderBase
 else:
-    # Type checkers cannot read a union that is computed from the table, so they use the base class.
+    # Type checkers cannot read a union that is computed from `_ENCODERS`: the branch above gives them the base class.
     EncoderConfig = Annotated[
         Union[tuple(encoder.config_type for encoder in _ENCODERS)],  # noqa: UP007
         Field(discriminator="name"),

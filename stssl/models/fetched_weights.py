@@ -1,4 +1,4 @@
-"""Fetch the weights of a run from an object store, with the files that describe them."""
+"""Download the weights that a run exported to an object store, and the files that describe them."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ _BESIDE = ("recipe.yaml", "record.json", "done.json")
 
 
 def fetched_weights(url: str) -> Path:
-    """Fetch the weights of a run, and return the folder of this process that has them.
+    """Download the exported weights of a run from an object store to a local folder of this process.
 
     Args:
         url: URL of a run's folder, of its folder of checkpoints, or of a weights file in it.
 
     Returns:
-        Folder with the layout of a run's folder. If the URL names a file: path of that file.
+        The local folder, which has the layout of a run's folder. If the URL names a file: local path of that file.
 
     Raises:
         ConfigError: The URL is not one of an object store, or there are no weights below it.
@@ -41,7 +41,10 @@ def fetched_weights(url: str) -> Path:
 
 
 def run_of_weights(url: str) -> str:
-    """Return the URL of the run whose folder, folder of checkpoints or weights file a URL names.
+    """Return the URL of a run's folder, given the URL of this folder or of a place in it where weights are.
+
+    Args:
+        url: URL of a run's folder, of its folder of checkpoints, or of a weights file in it.
 
     Raises:
         ConfigError: The URL is not one of an object store.

@@ -1,4 +1,4 @@
-"""Recognize by its first bytes a file that holds no weights, or none that can be read, and say what to do about it."""
+"""Recognize files that hold no readable weights by their first bytes, and say in messages what to do about them."""
 
 import re
 import struct
@@ -21,10 +21,13 @@ _BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, LookupError, Ove
 
 
 def other_kind(path: Path) -> str | None:
-    """Return words for an error message on what a file is, such as an ONNX graph; None if it may hold weights.
+    """Tell what kind of file was given instead of a file of weights, such as an ONNX graph.
 
     Args:
         path: The file.
+
+    Returns:
+        Words for an error message, such as `is an ONNX graph`, with advice; None if the file may hold weights.
 
     Raises:
         OSError: The file cannot be read.
@@ -45,7 +48,7 @@ def other_kind(path: Path) -> str | None:
 
 
 def _zipped(path: Path) -> str | None:
-    """Return words for an error message on what a zip archive is; None if torch.save may have written it."""
+    """Tell what a zip archive is, in words for an error message. Return None if torch.save may have written it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -16,5 +16,5 @@ def freeze_backbone(backbone: nn.Module, classifier: nn.Module) -> None:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Return True if a module is a frozen backbone."""
+    """Return True if `freeze_backbone` has frozen a module, or the module of which it is a copy."""
     return bool(getattr(module, _MARK, False))

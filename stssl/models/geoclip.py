@@ -47,15 +47,21 @@ class GeoclipConfig(EncoderBase):
 
 
 def without_file(config: EncoderBase) -> EncoderBase:
-    """Return a copy of a configuration that reads no weights file: a checkpoint will set the encoder's weights."""
+    """Return an encoder's configuration that loads no weights of the package `geoclip`.
+
+    Use it if a checkpoint sets the encoder's weights afterwards: then the package need not be installed.
+    """
     return config.model_copy(update={"weights": "none"}) if isinstance(config, GeoclipConfig) else config
 
 
 class LocationNetwork(nn.Module):
-    """Compute the features of places: three branches of random Fourier features and four linear layers each."""
+    """Compute GeoCLIP's features of places, as the sum of three branches with different frequencies.
+
+    Each branch has random Fourier features and four linear layers.
+    """
 
     def __init__(self) -> None:
-        """Make the network with random weights."""
+        """Create the network with random weights."""
         super().__init__()
         for number, scale in enumerate(SCALES):
             self.register_buffer(f"frequencies{number}", torch.randn(256, 2) * scale)
@@ -83,7 +89,7 @@ class Geoclip(MetadataEncoder):
     config_type: ClassVar[type[EncoderBase]] = GeoclipConfig
 
     def __init__(self, config: GeoclipConfig, width: int, places: Tensor | None = None) -> None:
-        """Make the location encoder. A place has 512 features, a date has two.
+        """Create the encoder. It makes 512 features for a place, and two for a date.
 
         Args:
             config: Settings of the encoder.
@@ -101,18 +107,21 @@ class Geoclip(MetadataEncoder):
         self.location.requires_grad_(self.tuned)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, 512] of length 1 of latitudes [N] and longitudes [N] in degrees."""
+        """Compute features [N, 512] of latitudes [N] and longitudes [N] in degrees. Each row has length 1."""
         return functional.normalize(self.location(lat, lon), dim=1)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Return the location encoder's parameters if they are trained and started from the package's weights."""
+        """Return the location encoder's parameters if they started from the package's weights and are trained further.
+
+        Otherwise return none. The optimizer gives these parameters the learning rate of the backbone.
+        """
         return self.location.parameters() if self.tuned and self.from_package else ()
 
 
 def equal_earth(lat: Tensor, lon: Tensor) -> Tensor:
-    """Project latitudes [N] and longitudes [N] in degrees to points [N, 2] of an equal-area map, as GeoCLIP scales it.
+    """Project latitudes [N] and longitudes [N] in degrees to points (x, y) [N, 2] of an equal-area map.
 
-    The map is about 2 wide and 1 high.
+    The map has GeoCLIP's scale: it is about 2 wide and 1 high.
     """
     a1, a2, a3, a4 = EQUAL_EARTH
     theta = torch.asin(math.sqrt(3) / 2 * torch.sin(lat.deg2rad()))
@@ -123,7 +132,7 @@ def equal_earth(lat: Tensor, lon: Tensor) -> Tensor:
 
 
 def load_package_weights(network: LocationNetwork) -> None:
-    """Load the weights that the package `geoclip` carries into a location network.
+    """Load the weights that the package `geoclip` carries into `network`.
 
     Raises:
         ConfigError: The package is not installed, or its weights are others than expected.
@@ -140,7 +149,7 @@ def load_package_weights(network: LocationNetwork) -> None:
 
 
 def package_file() -> Path:
-    """Find the file of the weights in the package `geoclip`. Do not import the package.
+    """Return the path of the weights file in the package `geoclip`. Do not import the package: that takes seconds.
 
     Raises:
         ConfigError: The package is not installed, or has no such file.
@@ -163,6 +172,6 @@ def _own_name(name: str) -> str:
     number = parts[0].removeprefix("LocEnc")
     if parts[-1] == "b":
         return f"frequencies{number}"
-    # The package counts the Fourier features as the first layer, and keeps the last layer apart.
+    # The package counts the Fourier features as layer 0, so its numbers are one too high, and it names the last layer.
     layer = 6 if parts[1] == "head" else int(parts[2]) - 1
     return f"branches.{number}.{layer}.{parts[-1]}"

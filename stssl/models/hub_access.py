@@ -1,4 +1,4 @@
-"""Reach Hugging Face without long silent waits: one short question first, then the hub or its cache."""
+"""Use Hugging Face's hub without long silent waits: test first whether it answers, else use only its local cache."""
 
 import contextlib
 import logging
@@ -11,9 +11,10 @@ UNREACHED = "it cannot be reached, and its cache (HF_HOME) does not have the fil
 
 @contextlib.contextmanager
 def short_of_hub() -> Iterator[bool]:
-    """In a `with` block, let Hugging Face's client use only its cache if the hub does not answer. Hide its warnings.
+    """Test whether Hugging Face's hub answers. If not, let its client use only its cache inside a `with` block.
 
-    The client itself tries each request six times, which takes a minute.
+    Without this test, the client would try each request six times, which takes a minute. The client's warnings are
+    hidden inside the block.
 
     Yields:
         True if only the cache is used.

@@ -72,7 +72,8 @@ class Injection(nn.Module):
         config_type: Class of the site's part of a recipe.
         families: Kinds of backbones that the site fits.
         own_token: True if the site adds a token. Distillation compares the final state of this token.
-        touched: Numbers of the blocks or stages that call `block`: before a transformer block, after another stage.
+        touched: Numbers of the transformer blocks before which `block` is called, or of the stages of another backbone
+            after which it is called.
         head_width: Size of the feature that enters the head.
     """
 
@@ -81,7 +82,11 @@ class Injection(nn.Module):
     own_token: ClassVar[bool] = False
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Create the site, and set which blocks of the backbone call it.
+        """Create the site for a backbone. If `config` has the setting `block`, the site is called at that block.
+
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
 
         Raises:
             ConfigError: The backbone has no block with the number in `config`.
@@ -109,20 +114,23 @@ class Injection(nn.Module):
             number: Number of the block or stage, from 0.
             values: Tokens [images, tokens, width], or feature maps [images, channels, height, width].
             context: [images, width] context vectors; None without metadata.
+
+        Returns:
+            Tokens or feature maps with the context. A site with `own_token` returns one token more per image.
         """
         return values
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split the final tokens [images, tokens, width] into the backbone's tokens and the site's own token.
 
-        The second result is None if the site added no token; otherwise it is [images, width].
+        The site's own token has the shape [images, width]. It is None if the site added no token.
         """
         return tokens, None
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context vector to the pooled features before they enter the head.
+        """Add the context vectors [images, width] to the pooled features [images, width] before they enter the head.
 
-        The features have the shape [images, width], the result [images, head_width].
+        Return features [images, head_width]. `context` is None without metadata.
         """
         return feature
 

@@ -36,7 +36,7 @@ SSL4EO_STD = (791.0, 854.3, 878.7, 1144.9, 1127.5, 1164.2, 1276.0, 1249.5, 1345.
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """Describe published weights.
+    """Describe weights: which images they were trained on, and where they were published.
 
     Attributes:
         title: Name in messages and records.
@@ -57,7 +57,10 @@ class KnownWeights:
     files: str = ""
 
     def scaling_of(self, bands: tuple[str, ...]) -> BandScaling:
-        """Return the scaling for the bands of images. Bands that the weights lack get the mean over their bands."""
+        """Return the scaling for images with the given bands, in their order.
+
+        A band that the weights do not have gets the mean of the numbers of all bands that they have.
+        """
         own = [same_band(band) for band in self.bands]
         places = [own.index(same_band(band)) if same_band(band) in own else None for band in bands]
 
@@ -70,7 +73,7 @@ class KnownWeights:
 
 
 def display(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling of 8-bit images, from a mean and a standard deviation for values between 0 and 1."""
+    """Return the scaling of 8-bit images that were divided by 255 and then standardized by each band's mean and std."""
     count = len(mean)
     return BandScaling(
         (0.0,) * count, (255.0,) * count, tuple(255 * value for value in mean), tuple(255 * value for value in std)
@@ -88,7 +91,7 @@ def standardized(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling
 
 
 def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling that maps mean - 2 std to 0 and mean + 2 std to 1, and clips."""
+    """Return the scaling that maps each band's mean - 2 std to 0 and mean + 2 std to 1, and clips values outside."""
     low = tuple(m - 2 * s for m, s in zip(mean, std, strict=True))
     high = tuple(m + 2 * s for m, s in zip(mean, std, strict=True))
     return BandScaling(low, high, low, tuple(4 * s for s in std))
@@ -97,7 +100,10 @@ def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
 def rgb(
     title: str, source: str, license: str, files: str = "", *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> KnownWeights:
-    """Describe weights that were trained on 8-bit RGB images."""
+    """Return a description of weights that were trained on 8-bit RGB images.
+
+    `mean` and `std` are the statistics by which the images were standardized, for values from 0 to 1.
+    """
     return KnownWeights(title, RGB, "uint8", display(mean, std), source, license, files)
 
 
@@ -190,13 +196,13 @@ ARCH_OF_KERNEL = {"c0673c5ff28b4719bfe162fa3bd843d6": "tf_efficientnet_lite0"}
 
 
 def known_by_name(path: str) -> KnownWeights | None:
-    """Return the weights that are published under the file name of a path; None if the name is not known."""
+    """Describe the published weights that have the file name of `path`; None if no known weights have this name."""
     name = Path(path).name
     return next((known for known in KNOWN_FILES if known.files and re.fullmatch(known.files, name)), None)
 
 
 def satmae_sentinel(dropped: list[int]) -> KnownWeights:
-    """Describe the weights of a SatMAE that was trained on fMoW-Sentinel without the bands of the indexes `dropped`."""
+    """Describe a SatMAE's weights that were trained on fMoW-Sentinel without the bands at the indexes `dropped`."""
     kept = [place for place in range(len(SENTINEL2)) if place not in dropped]
     scaling = four_sigmas(tuple(FMOW_S2_MEAN[i] for i in kept), tuple(FMOW_S2_STD[i] for i in kept))
     source = "https://github.com/sustainlab-group/SatMAE"
@@ -205,5 +211,5 @@ def satmae_sentinel(dropped: list[int]) -> KnownWeights:
 
 
 def arch_of_kernel(kernel: Tensor) -> str | None:
-    """Return the name of the network whose published first layer has this kernel; None if the kernel is not known."""
+    """Return timm's name of the network whose published first layer has `kernel`; None if the kernel is not known."""
     return ARCH_OF_KERNEL.get(column_hash(kernel.detach().float().numpy()))

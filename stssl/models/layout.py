@@ -17,7 +17,9 @@ bound is 8.
 
 
 def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Choose the memory format of a network's kernels and images: channels_last if it is safe.
+    """Choose the memory format of a network's kernels and images: channels_last, unless it can damage memory.
+
+    It can on the CPU, in strided 1x1 convolutions with few channels; see `SAFE_CHANNELS`.
 
     Args:
         network: Network, or a module with several networks that get the same images.

@@ -72,7 +72,7 @@ class MetadataEncoder(nn.Module):
         """Compute the features [N, features] of N places from latitudes [N] and longitudes [N] in degrees."""
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute the features [N, features] of N dates. The default is a point on a circle with one turn per year.
+        """Compute the features [N, features] of N dates. By default, they are a point on a circle, one turn per year.
 
         Args:
             day: [N] day of the year, 1..366.
@@ -106,7 +106,13 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Return a mask [N] of the rows that use their known value. In training, a random share of them does not."""
+        """Return a mask [N] of the patches whose known places (or dates) the encoder uses.
+
+        In training, it leaves out a random share of them, `dropout`.
+
+        Args:
+            known: [N] True for patches whose place (or date) is known.
+        """
         if not (self.dropout and self.training and torch.is_grad_enabled()):
             return known
         return known & (torch.rand(len(known), device=known.device) >= self.dropout)

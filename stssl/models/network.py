@@ -1,4 +1,4 @@
-"""Build networks: a backbone and, for some roles, an encoder of place and date and a site where this vector enters."""
+"""Build networks: a backbone and, for some roles, an encoder of place and date whose vector enters at a site."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,12 +31,12 @@ Head = Literal["new", "weights"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold a network's logits and context vectors for some images.
+    """Hold what a network computes for some images: logits, and the vectors that distillation compares.
 
     Attributes:
         logits: [images, classes] logits.
-        context: [images, width] context vectors. In distillation, the student learns to predict the teacher's contexts
-            from pixels.
+        context: [images, size] vectors: the final state of the site's own token, or the pooled feature that enters the
+            head. In distillation, the student learns to predict the teacher's vectors from pixels.
     """
 
     logits: Tensor
@@ -65,7 +65,7 @@ class Network(nn.Module):
         self.tokens = tokens
 
     def train(self, mode: bool = True) -> "Network":
-        """Set training or evaluation mode. A frozen backbone stays in evaluation mode."""
+        """Set training or evaluation mode, and return the network. A frozen backbone stays in evaluation mode."""
         super().train(mode)
         for part in self.children():
             if is_frozen(part):
@@ -79,7 +79,8 @@ class Network(nn.Module):
             image: [images, bands, height, width], normalized.
             metadata: [images, 4] table of place and date (see `MetadataColumn`), with NaN for missing values; None if
                 all values are missing. Networks without an encoder ignore it.
-            inject: False lets no context enter the backbone. CDMAD needs this for its blank image.
+            inject: False lets no context enter the backbone's blocks or stages, but the site `late` still adds it
+                afterwards. CDMAD needs this for the blank image whose logits it subtracts.
         """
         feature, token = self._pooled(image, metadata, inject)
         logits: Tensor = self.backbone.get_classifier()(feature)
@@ -95,14 +96,14 @@ class Network(nn.Module):
         return self._pooled(image, metadata, True)[0]
 
     def _pooled(self, image: Tensor, metadata: Tensor | None, inject: bool) -> tuple[Tensor, Tensor | None]:
-        """Compute the pooled features of images, and the final state of the site's own token; None if it has none."""
+        """Compute the pooled features of images, and the final state of the site's own token (None without one)."""
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
         features, token = site.leave(self.features(image, context, site))
         return self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context), token
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Compute the backbone's final tokens or feature maps, and let the context vector enter at a site.
+        """Compute the backbone's final tokens or feature maps of images, after the site has added the context vectors.
 
         Args:
             image: [images, bands, height, width] images, normalized.
@@ -110,8 +111,8 @@ class Network(nn.Module):
             site: Site where the context enters.
         """
         parts = stages(self.backbone) if len(site.touched) else []
-        # Hooks work with any timm model, without changes to it. Remove them after each call: a copy of this network (an
-        # average) would also copy them, and its hooks would call the site of the original network.
+        # Hooks work with any timm model, without changes to it. Remove them after each call: a copy of this network
+        # (such as an average) would contain them too, and they would call the site of the original network.
         hooks = [self._hook(parts[number], number, site, context) for number in site.touched]
         try:
             tokens = self.backbone.forward_features(image)
@@ -150,7 +151,7 @@ def build_network(
     head: Head = "new",
     freeze: bool = False,
 ) -> Network:
-    """Build one network of a run, with its first weights.
+    """Build one network of a run, with the weights from which its training starts.
 
     Args:
         backbone: Name of a timm model, or `slim_resnet`.
@@ -161,7 +162,7 @@ def build_network(
         encoder: Configuration of the metadata encoder.
         injection: Configuration of the site.
         role: Purpose of the network: `plain`, `student`, `teacher` or `direct`.
-        weights: Weights to start from: a value of `model.weights`, or weights that were read before.
+        weights: Weights to start from: a value of `model.weights`, or weights that are already in memory.
         distill: True if the student learns from the teacher's outputs by distillation.
         places: [patches, 4] places and dates of the training patches, for encoders that standardize.
         head: `new` starts the head from zero if weights are given, `weights` copies the head of the given weights.
@@ -211,14 +212,14 @@ def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, inj
     try:
         with torch.device("meta"):
             net = make()
-    except RuntimeError:  # some constructors read values of tensors, which need memory
+    except RuntimeError:  # some constructors read values of tensors, which tensors on the device `meta` do not have
         net = make()
     with torch.device("meta"):
         make_site(injection, shape_of(net, backbone), backbone)
 
 
 def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injection:
-    """Create the injection site, where metadata enters, for a backbone.
+    """Create the injection site (the layers by which metadata enters) for a backbone.
 
     Args:
         injection: Configuration of the site.
@@ -248,7 +249,10 @@ def _start_head_from_zero(backbone: Backbone) -> None:
 
 
 def _widen_head(backbone: Backbone, width: int) -> None:
-    """Replace the backbone's head by one that takes a wider feature. The weights of the additional inputs are 0."""
+    """Replace the backbone's head by one that takes a wider feature, with the old weights for the old inputs.
+
+    The weights of the additional inputs are 0.
+    """
     old = backbone.get_classifier()
     if not isinstance(old, nn.Linear):
         raise TypeError("the classifier is not one linear layer")

@@ -1,4 +1,4 @@
-"""List the addresses of published weights that recipes name by an environment variable."""
+"""List where to download the published weights whose local path a recipe takes from an environment variable."""
 
 import os
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ PUBLISHED_WEIGHTS: Mapping[str, str] = MappingProxyType(
 
 
 def where_published(variable: str) -> str:
-    """Compose the sentence that says where the weights that an environment variable names are published.
+    """Return a sentence with the address of the weights file whose local path an environment variable holds.
 
-    It is empty if the variable is not known.
+    It is empty if this module does not list the variable.
     """
     return f" The authors publish this file at {PUBLISHED_WEIGHTS[variable]}" if variable in PUBLISHED_WEIGHTS else ""
 
 
 def where_to_get(path: str) -> str:
-    """Compose the sentence that says where a missing file of weights is published, given its path.
+    """Return a sentence with the address where a missing file of weights can be downloaded, given its local path.
 
-    It is empty if no known environment variable holds this path.
+    It is empty if none of the environment variables in `PUBLISHED_WEIGHTS` holds this path.
     """
     named = (name for name in PUBLISHED_WEIGHTS if os.path.abspath(os.environ.get(name) or "/") == path)  # noqa: PTH100
     return next(map(where_published, named), "")

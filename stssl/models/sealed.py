@@ -49,7 +49,7 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
 
     Args:
         weights: Tensors by name.
-        entries: Further entries of the header.
+        entries: Further entries of the header: texts by name.
     """
     tensors = {name: value.contiguous() for name, value in weights.items()}
     about = {"format": "pt", WRITER: __version__, **(entries or {})}
@@ -64,15 +64,18 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
 
 
 def read_sealed(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name, after a check of its checksum; see `read_with_header`."""
+    """Check a safetensors file against its checksum, and return its tensors by name; see `read_with_header`."""
     return read_with_header(path)[0]
 
 
 def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors by name, and the texts of its header. Compare it with its checksum, if any.
+    """Read a safetensors file, and compare its contents with its checksum, if it has one.
 
-    Files of other programs have no checksum. Exports of older versions have none either. Each such file gives one
-    warning.
+    Files of other programs have no checksum. Exports of older versions of this package have none either: each of them
+    gives one warning.
+
+    Returns:
+        The tensors by name, and the texts of the header by name.
 
     Raises:
         ConfigError: The contents differ from the checksum.
@@ -96,7 +99,7 @@ def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the header and all tensors, sorted by name, so their order in the file does not matter."""
+    """Return the SHA-256 of the header and all tensors as hexadecimal text. The order in the file does not matter."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

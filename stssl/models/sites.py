@@ -56,7 +56,7 @@ class Token(Injection):
 
 
 class ClassAddConfig(InjectionBase):
-    """Define the settings of the site that adds the context vector to the class token.
+    """Define the settings of the site `class_add`, which adds the context vector to the class token.
 
     Attributes:
         block: Number of the transformer block. The context is added before it.
@@ -73,7 +73,7 @@ class ClassAdd(Injection):
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: ClassAddConfig, shape: Shape) -> None:
-        """Create the site, if the backbone has a class token.
+        """Create the site for a backbone that has a class token.
 
         Raises:
             ConfigError: The backbone has no class token, or no block with the number in `config`.
@@ -92,7 +92,7 @@ class ClassAdd(Injection):
 
 
 class TokenAddConfig(InjectionBase):
-    """Define the settings of the site that adds the context vector, times a learned scale, to every token.
+    """Define the settings of the site `token_add`: it adds the context vector, times a learned scale, to every token.
 
     Attributes:
         block: Number of the transformer block. The context is added before it.
@@ -145,15 +145,16 @@ class Film(Injection):
         return bool(shape.blocks)
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Compute values * (1 + scale) + shift.
+        """Return tokens or feature maps with scaled and shifted channels: values * (1 + scale) + shift.
 
-        A layer makes scale and shift [images, channels] from the context vector.
+        A linear layer makes `scale` and `shift` [images, channels] from the context vectors [images, width].
         """
         if context is None:
             return values
         factors: Tensor = self.layers[number](context)
         scale, shift = factors.chunk(2, 1)
-        square = values.shape[1] == values.shape[-1]  # if True, the shape does not tell which axis has the channels
+        # If the second and the last axis are equally long, only `channels_last` tells which of them has the channels.
+        square = values.shape[1] == values.shape[-1]
         first = values.ndim == 4 and values.shape[1] == scale.shape[1] and not (square and self.channels_last)
         axes = [scale.shape[0], *([1] * (values.ndim - 2))]
         axes.insert(1 if first else values.ndim - 1, scale.shape[1])
@@ -161,7 +162,7 @@ class Film(Injection):
 
 
 class CrossAttentionConfig(InjectionBase):
-    """Define the settings of the site where tokens attend to vectors that are made from the context.
+    """Define the settings of the site `cross_attention`: tokens attend to vectors that are made from the context.
 
     Attributes:
         block: Number of the transformer block. The attention comes before it.
@@ -191,7 +192,7 @@ class CrossAttention(Injection):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Let the tokens [images, tokens, width] attend to the context. Add the result, times the learned gate."""
+        """Return the tokens [images, tokens, width] plus their attention to the context, times the learned gate."""
         if context is None:
             return values
         keys = self.keys(context).view(context.shape[0], -1, context.shape[1])
@@ -211,7 +212,7 @@ class Late(Injection):
     config_type: ClassVar[type[InjectionBase]] = LateConfig
 
     def __init__(self, config: LateConfig, shape: Shape) -> None:
-        """Create the site. It doubles the size of the head's input."""
+        """Create the site. It doubles the size of the head's input, which gets feature and context."""
         super().__init__(config, shape)
         self.head_width = 2 * shape.width
 
@@ -237,5 +238,5 @@ INJECTIONS = {str(part_name(site.config_type)): site for site in _SITES}
 if TYPE_CHECKING:
     InjectionConfig = InjectionBase
 else:
-    # Type checkers cannot read a union that is computed from the table, so they use the base class.
+    # Type checkers cannot read a union that is computed from `_SITES`: the branch above gives them the base class.
     InjectionConfig = Annotated[Union[tuple(site.config_type for site in _SITES)], Field(discriminator="name")]  # noqa: UP007

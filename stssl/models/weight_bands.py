@@ -21,7 +21,7 @@ COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B0
 
 
 class PickedBands(NamedTuple):
-    """Hold, for each band of the images, which band of a weights file it uses.
+    """Hold which band of a weights file gives the kernels for each band of the images.
 
     Attributes:
         places: Index of each image band among the bands of the file; None if the file lacks it.
@@ -53,7 +53,7 @@ def same_band(name: str) -> str:
 def pick_bands(
     file_bands: Sequence[str], image_bands: Sequence[str], missing: BandsMissing | None, what: str
 ) -> PickedBands:
-    """Find each band of the images among the bands of a file.
+    """Find each band of the images among the bands of a weights file.
 
     Args:
         file_bands: Bands of the file, sorted as in its first layer.
@@ -83,11 +83,11 @@ def pick_bands(
 
 
 def picked_kernels(kernel: Tensor, picked: PickedBands, missing: BandsMissing | None) -> Tensor:
-    """Return the kernels of a first layer for the bands of the images.
+    """Return the kernels of a first layer for the bands of the images, made from the kernels of a weights file.
 
     Args:
         kernel: [outputs, file bands, height, width] kernels of the file.
-        picked: Bands to use.
+        picked: Band of the file for each band of the images, from `pick_bands`.
         missing: How to fill bands that the file lacks: `zero` or `mean`.
 
     Returns:

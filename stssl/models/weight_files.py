@@ -1,4 +1,4 @@
-"""Read files of weights of other programs, without running code from them."""
+"""Read files of weights, also those of other programs, without running code from them."""
 
 import argparse
 import re
@@ -40,7 +40,7 @@ class WeightFile(NamedTuple):
     Attributes:
         tensors: Tensors by name.
         rest: Other contents, such as the settings of the trainer.
-        container: Key of the file under which the tensors were; None if they were at the top.
+        container: Key of the file under which the tensors were; None if they were at the top level.
         other: Names of entries that were not tensors, and of containers that were not used.
     """
 
@@ -50,9 +50,15 @@ class WeightFile(NamedTuple):
     other: list[str]
 
     def setting(self, *names: str) -> object:
-        """Return a setting of the trainer that may have several names. Return None if the file has no such setting.
+        """Return a setting of the program that trained the weights, such as its dataset.
 
-        Trainers keep their settings at the top, in `args`, or in `hyper_parameters`.
+        Trainers store their settings at the top level of the file, in `args`, or in `hyper_parameters`.
+
+        Args:
+            *names: Names that the setting has in different programs.
+
+        Returns:
+            Value under the first of the names that the file has; None if it has none of them.
         """
         for place in (self.rest, self.rest.get("args"), self.rest.get("hyper_parameters")):
             found = vars(place) if isinstance(place, argparse.Namespace) else place
@@ -64,7 +70,7 @@ class WeightFile(NamedTuple):
 
 
 def read_weight_file(path: str) -> WeightFile:
-    """Read a safetensors file, or a file of `torch.save`. Run no code from it.
+    """Read a file of weights, in the format of safetensors or of `torch.save`. Run no code from it.
 
     Raises:
         ConfigError: The file does not exist, is damaged, holds objects besides tensors and harmless values, or holds no
@@ -92,7 +98,10 @@ def read_weight_file(path: str) -> WeightFile:
 
 
 def _reason(error: BaseException) -> str:
-    """Return words on why a file could not be read. torch's own message would advise to run the file's code."""
+    """Say in words for an error message why a file could not be read.
+
+    torch's own message is not shown: it would advise to run code of the file.
+    """
     text = str(error)
     found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
     if found:
@@ -104,7 +113,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _opened(content: object, path: str) -> WeightFile:
-    """Find the tensors in the contents of a file.
+    """Separate the tensors in the contents of a file from its other entries.
 
     Raises:
         ConfigError: The contents hold no tensors by name.

@@ -44,7 +44,7 @@ class Matching:
     filled: list[str] = field(default_factory=list)
 
     def about(self) -> JsonObject:
-        """Return these names and bands as JSON values, for the record of a run."""
+        """Return these names and bands, and the number of loaded tensors, as JSON values for the record of a run."""
         bands: JsonObject = {"file": list(self.file_bands) if self.file_bands else None}
         bands |= {"dropped": [*self.dropped], "filled": [*self.filled]}
         return {
@@ -56,7 +56,7 @@ class Matching:
         }
 
     def lines(self) -> list[str]:
-        """Return lines for the log on the tensors and bands: one for each kind, such as loaded, missing or reshaped."""
+        """Return lines for the log, each with the names of one kind, such as missing tensors or dropped bands."""
         rows = {
             "loaded": [f"{len(self.loaded)} tensors"],
             "missing": self.missing,
@@ -89,6 +89,9 @@ def fit_weights(
         image_bands: Bands of the images, in the order of their channels; None if they are not known.
         missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
         with_head: True to load the head, too.
+
+    Returns:
+        Which tensors were loaded or changed, and which did not match.
 
     Raises:
         ConfigError: The weights are of another network, or of other bands.
@@ -128,7 +131,12 @@ def fit_weights(
 
 
 def _refuse_others(state: StateDict, needed: StateDict, checkpoint: Checkpoint) -> None:
-    """Check that the weights are those of the backbone.
+    """Check that the tensors to load have the names and shapes of the backbone's tensors.
+
+    Args:
+        state: Tensors of the weights, by the backbone's names.
+        needed: Tensors of the backbone that are loaded.
+        checkpoint: The weights, for the message.
 
     Raises:
         ConfigError: The weights are of another network. The message names up to three tensors.
@@ -159,10 +167,10 @@ def _place(checkpoint: Checkpoint) -> str:
 
 
 def _renamed(name: str, own: StateDict) -> str:
-    """Return the backbone's name for a tensor of a file.
+    """Return the backbone's name for a tensor of a file, which differs only for the last norm of transformers.
 
-    timm calls the last norm `fc_norm` in transformers that pool by averaging: it comes after the pooling. Other
-    programs call it `norm` there, too.
+    timm calls this norm `fc_norm` if the transformer pools by averaging, because it comes after the pooling. Other
+    programs always call it `norm`.
     """
     for other in ("fc_" + name, name.removeprefix("fc_")):
         if name not in own and other in own:
@@ -175,7 +183,7 @@ def _head(backbone: nn.Module) -> str:
 
 
 def first_layer(backbone: nn.Module) -> str:
-    """Return the name of a backbone's first kernel, which reads the bands of the images."""
+    """Return the name of the tensor with a backbone's first kernels, which read the bands of the images."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
@@ -191,8 +199,16 @@ def _of_bands(
 ) -> Tensor:
     """Return the first layer's kernels for the bands of the images, and note changes of the bands in `found`.
 
+    Args:
+        kernel: [outputs, file bands, height, width] kernels of the weights file.
+        channels: Number of bands of the images.
+        checkpoint: The weights, with the names of their bands if known.
+        image_bands: Names of the bands of the images; None if they are not known.
+        missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
+        found: Record of the match.
+
     Raises:
-        ConfigError: The bands differ, and their names do not say which to use.
+        ConfigError: The numbers of bands differ and their names are not known, or the file lacks bands.
     """
     count, place = kernel.shape[1], _place(checkpoint)
     names = checkpoint.bands
@@ -202,7 +218,9 @@ def _of_bands(
         )
     if names is None or image_bands is None:
         if count == channels:
-            return kernel  # nothing names another sequence; `FirstWeights` logs that this is a guess
+            # Assume that the file has the same bands in the same order, as nothing says otherwise. `FirstWeights` warns
+            # that this is a guess.
+            return kernel
         raise ConfigError(
             f"model.weights: {place} sees {count} bands and data.bands has {channels}, and the file does not say which "
             f"bands they are. Name them in order: model.weights_bands=[...] with {count} names."
@@ -217,20 +235,30 @@ def _of_bands(
 
 
 def first_layer_text(kernel: Tensor) -> str:
-    """Return the words for the first layer in the log, with the shape of its kernel in the file."""
+    """Return the words that name the first layer in the log, with the shape of its kernels in the weights file."""
     return f"first layer {tuple(kernel.shape)}"
 
 
 def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> Tensor:
-    """Return position embeddings `value` resized to the backbone's grid of patches, by bicubic interpolation."""
+    """Return a file's position embeddings, resized to the backbone's grid of patches by bicubic interpolation.
+
+    If they fit already or cannot be resized, return them unchanged. Note a change in `found`.
+
+    Args:
+        value: [1, tokens, width] position embeddings of the file.
+        own: [1, tokens, width] position embeddings of the backbone.
+        backbone: Backbone with the grid.
+        found: Record of the match.
+    """
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     if value.ndim != 3 or own.ndim != 3 or value.shape == own.shape:
         return value
     grid: tuple[int, int] = getattr(backbone.get_submodule("patch_embed"), "grid_size")  # noqa: B009
-    prefix = own.shape[1] - math.prod(grid)  # number of non-patch tokens with a position; it differs among models
+    # Compute the number of non-patch tokens with a position from the shapes, because it differs among models.
+    prefix = own.shape[1] - math.prod(grid)
     if math.isqrt(value.shape[1] - prefix) ** 2 != value.shape[1] - prefix:
-        return value  # not a square grid, so it cannot be resized: `fit_weights` reports the shape
+        return value  # timm can resize only a square grid; `fit_weights` raises an error that names the shape
     moved: Tensor = resample_abs_pos_embed(value, list(grid), num_prefix_tokens=prefix, antialias=False)
     found.reshaped["pos_embed"] = f"from {value.shape[1] - prefix} to {math.prod(grid)} places"
     return moved

@@ -1,6 +1,6 @@
 """Recognize by the names of its tensors which program wrote a file of weights, and translate the names to timm's.
 
-A file is opened in two steps. First each of `WRAPPERS` that fits is taken off: it is a prefix that a trainer puts
+The names are translated in two steps. First, the prefix of each of `WRAPPERS` that fits is removed: trainers put it
 before the names of one network among several. Then the first of `DIALECTS` that fits translates the names. To support
 another program, add a line to one of these tables, with the public code that writes such files as `source`.
 """
@@ -35,7 +35,7 @@ class Wrapper:
     needs: tuple[str, ...] = ()
 
     def fits(self, names: Names) -> bool:
-        """Return True if some tensors have the prefix of this trainer, and others have the prefix `needs`."""
+        """Return True if some of the names start with `prefix` and, if `needs` is given, others with one of `needs`."""
         found = any(name.startswith(self.prefix) for name in names)
         return found and (not self.needs or any(name.startswith(self.needs) for name in names))
 
@@ -129,7 +129,14 @@ _LITE_EXPANDED = {
 
 
 def _lite(name: str, names: Names) -> str | None:
-    """Translate a tensor's name in efficientnet-pytorch's EfficientNet-Lite. It numbers blocks through all stages."""
+    """Translate the name of a tensor of efficientnet-pytorch's EfficientNet-Lite to timm's name.
+
+    That program numbers the blocks through all stages. timm starts from 0 in each stage.
+
+    Args:
+        name: Name of the tensor.
+        names: Names of all tensors, which tell the size of the network.
+    """
     part, _, rest = name.partition(".")
     if part != "_blocks":
         return f"{_LITE_TOP[part]}.{rest}" if part in _LITE_TOP else name
@@ -217,11 +224,14 @@ DIALECTS = (
 
 
 def recognize(tensors: StateDict, path: str) -> Recognized:
-    """Take off the prefixes of trainers, and translate the names of tensors to those of timm.
+    """Find out which programs wrote tensors, and translate the names of the tensors to those of timm.
 
     Args:
         tensors: Tensors of the file by name.
         path: Path of the file, for messages.
+
+    Returns:
+        The tensors under timm's names, and what their names told about the programs.
 
     Raises:
         ConfigError: The file holds a network of a kind that timm does not have.

@@ -95,7 +95,7 @@ def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int,
 
 
 def packaged_file(package: str) -> Path:
-    """Find the file of weights that an installed package carries. Do not import the package.
+    """Return the path of the one file of weights that an installed package carries. Do not import the package.
 
     Raises:
         ConfigError: The package is not installed, or carries no file of weights, or several.
@@ -117,7 +117,7 @@ def packaged_file(package: str) -> Path:
 
 
 def open_file(path: str) -> Checkpoint:
-    """Read a file of weights, and recognize its layout, network, bands and publication.
+    """Read a file of weights, and recognize which program, network and bands they are of and who published them.
 
     Raises:
         ConfigError: The file cannot be read, or it holds no network that timm has.
@@ -132,7 +132,7 @@ def open_file(path: str) -> Checkpoint:
     known = known_by_name(path) or _known_by_content(file, found.arches)
     kernel = first_kernel(found.tensors)
     if known and (kernel is None or kernel.shape[1] != len(known.bands)):
-        known = None  # another file happens to have the published name: its bands differ
+        known = None  # the numbers of bands differ, so another file happens to have the name of published weights
     arch = _arch(file, path, kernel)
     bands = known.bands if known else None
     own = Path(path).name in EXPORTS
@@ -145,7 +145,13 @@ def first_kernel(tensors: StateDict) -> Tensor | None:
 
 
 def _known_by_content(file: WeightFile, arches: str) -> KnownWeights | None:
-    """Find the published weights that a file holds, by its layout or its trainer's settings; None if not known."""
+    """Describe the published weights that a file holds, found by its trainer's settings. Return None if none is known.
+
+    Args:
+        file: Contents of the file.
+        arches: Start of the names of the timm networks that the layout fits. Only the layout of EfficientNet-Lite has
+            one, and of these weights one set is known.
+    """
     if arches:
         return LITE0
     dataset = file.setting("dataset_type")
@@ -158,7 +164,15 @@ def _known_by_content(file: WeightFile, arches: str) -> KnownWeights | None:
 
 
 def _arch(file: WeightFile, path: str, kernel: Tensor | None) -> str | None:
-    """Find the network's name in timm: from its first layer, the trainer's settings, or the file's name."""
+    """Find timm's name of the network that a file of weights is of; None if the file does not tell it.
+
+    The first layer's kernels, the trainer's settings and the file's name can tell it. They are tried in this order.
+
+    Args:
+        file: Contents of the file.
+        path: Path of the file.
+        kernel: First convolution's kernels; None if there are none.
+    """
     from timm import is_model, list_models
 
     if kernel is not None and (arch := arch_of_kernel(kernel)):
@@ -178,7 +192,8 @@ def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, class
         ConfigError: timm has no such weights for the backbone, or they cannot be loaded.
     """
     full = timm_name(weights, name)
-    # Ask timm for three bands: it would fit other numbers without names. `fit_weights` fits the bands by name later.
+    # Always ask timm for three bands: it would fit kernels to another number of bands without knowing the bands' names.
+    # `fit_weights` later fits them by name.
     with short_of_hub() as offline:
         try:
             backbone = make_backbone(full, options, size=size, in_channels=3, classes=classes, hub=True)
@@ -193,7 +208,9 @@ def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, class
 
 
 def timm_name(weights: str, name: str) -> str:
-    """Return timm's name of the backbone with the tag of its weights. This needs no network connection.
+    """Return timm's name of weights: the backbone's name, a dot and their tag. This needs no network connection.
+
+    For `imagenet`, return the backbone's name as it is: timm then chooses the tag.
 
     Raises:
         ConfigError: timm has no such weights for the backbone. The message lists the tags.
@@ -217,7 +234,7 @@ def timm_name(weights: str, name: str) -> str:
 
 
 def timm_facts(weights: str, name: str) -> Checkpoint:
-    """Return what timm knows about weights (scaling, source, license), without tensors and without a connection.
+    """Return what timm knows about weights (scaling, source, license), without their tensors. Connect to no hub.
 
     Raises:
         ConfigError: timm has no such weights for the backbone.
@@ -248,7 +265,7 @@ def from_hugging_face(weights: str, place: str) -> Checkpoint:
 
 
 def hub_file(weights: str, place: str) -> str:
-    """Return the path of a file of Hugging Face on this machine. Download it if the cache does not have it.
+    """Return the local path of a file of Hugging Face. Download the file if the local cache does not have it.
 
     Args:
         weights: Value of `model.weights`.
@@ -278,7 +295,7 @@ def hub_file(weights: str, place: str) -> str:
 
 
 def _files_of(repository: str, offline: bool) -> list[str]:
-    """List the files of a repository of Hugging Face. If the hub cannot be reached, list those in its cache."""
+    """List the files of a repository of Hugging Face. With `offline`, list those in the local cache."""
     from huggingface_hub import HfApi, snapshot_download
 
     if not offline:
@@ -288,10 +305,10 @@ def _files_of(repository: str, offline: bool) -> list[str]:
 
 
 def _only_weights(files: list[str], weights: str) -> str:
-    """Choose the file of weights of a repository.
+    """Return the name of a repository's file of weights: `model.safetensors`, or else its only file of weights.
 
     Raises:
-        ConfigError: The repository has no file of weights, or several.
+        ConfigError: The repository has no file of weights, or several and no `model.safetensors`.
     """
     if "model.safetensors" in files:
         return "model.safetensors"
@@ -331,7 +348,18 @@ def from_run(weights: str, folder: Path) -> Checkpoint:
 
 
 def _fed_by_run(folder: Path, bands: tuple[str, ...] | None, place: str) -> KnownWeights | None:
-    """Read the scaling of a run's images from its record. Return None if the record of an older release lacks it."""
+    """Describe the weights of a run: the bands and the scaling of its images, the latter from the run's record.
+
+    Return None if the bands are not known, or if there is no record or it has no usable scaling.
+
+    Args:
+        folder: Folder of the run.
+        bands: Bands of the run's images; None if they are not known.
+        place: Folder or URL of the run, as in `model.weights`.
+
+    Raises:
+        ConfigError: The record is damaged.
+    """
     record = folder / "record.json"
     if bands is None or not record.is_file():
         return None
@@ -349,7 +377,9 @@ def _fed_by_run(folder: Path, bands: tuple[str, ...] | None, place: str) -> Know
 
 
 def facts_offline(weights: str, name: str) -> Checkpoint | None:
-    """Return the facts about weights of a hub that need no download; None if no facts are known.
+    """Return what is known about a hub's weights without a download, as a `Checkpoint` without tensors.
+
+    Return None if nothing is known about them.
 
     Raises:
         ConfigError: timm has no such weights for the backbone.

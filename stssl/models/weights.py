@@ -31,7 +31,7 @@ _WARNED: set[tuple[str, str]] = set()
 
 
 class FirstWeights:
-    """Hold the weights that the networks of a run start from.
+    """Build networks that start from weights that were read once for a run.
 
     Attributes:
         checkpoint: The weights; None for random ones.
@@ -46,7 +46,7 @@ class FirstWeights:
         image_bands: tuple[str, ...] | None = None,
         missing: BandsMissing | None = None,
     ) -> None:
-        """Store weights that `open_first_weights` read."""
+        """Take weights that `open_first_weights` has read. Build nothing yet."""
         self.checkpoint, self.image_bands, self.missing = checkpoint, image_bands, missing
         self.matching: Matching | None = None
 
@@ -88,9 +88,9 @@ class FirstWeights:
         return backbone
 
     def lines(self, name: str, size: int, in_channels: int) -> list[str]:
-        """Return log lines about the source and the fit of the weights.
+        """Return log lines on where the weights come from, and which tensors did not match. Random weights have none.
 
-        Log warnings about small images and unknown bands.
+        Also log a warning if the images are too small for the weights, or if the weights' bands are not known.
         """
         checkpoint, found = self.checkpoint, self.matching
         if checkpoint is None or found is None:
@@ -123,7 +123,7 @@ class FirstWeights:
         return named.scaling_of(self.image_bands)
 
     def about(self) -> JsonObject:
-        """Return a description of the weights, as JSON values, for the record of a run."""
+        """Describe the weights as JSON values for a run's record: their source, and which tensors did not match."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             return {}
@@ -146,13 +146,13 @@ def open_first_weights(
     """Read the weights that the networks of a run start from.
 
     Args:
-        weights: Value of `model.weights`. Weights that were read before are returned unchanged.
+        weights: Value of `model.weights`. A `FirstWeights` is returned unchanged.
         name: `slim_resnet` or any name that timm knows.
         options: Further arguments of the backbone's constructor.
         size: Side of the images in pixels.
         image_bands: Bands of the images; None if they are not known.
         weights_bands: Bands of the weights, in the order of their first layer; None if the weights say them.
-        missing: What to do for bands that only the images have; None refuses them.
+        missing: How to fill bands that only the images have, `zero` or `mean`; None raises an error for them.
 
     Raises:
         ConfigError: The weights do not exist, cannot be read, or have NaN or infinite numbers.
@@ -173,7 +173,7 @@ def open_first_weights(
 def broken_tensors(tensors: StateDict) -> list[str]:
     """List the tensors that hold NaN or infinite numbers, each in words such as `NaN in layer1.0.conv1.weight`.
 
-    Constants that masks are made of may be infinite: they are not learned.
+    Leave out constants, such as those of attention masks: they may be infinite, since they are not learned.
     """
     found = []
     for name, value in tensors.items():
@@ -189,7 +189,7 @@ def check_offline(
     weights_bands: tuple[str, ...] | None,
     missing: BandsMissing | None,
 ) -> None:
-    """Check the name and the bands of weights on a hub, without a download.
+    """Check the name and the bands of a hub's weights as far as they are known without a download.
 
     Raises:
         ConfigError: timm has no such weights, or the weights lack bands of the images.
@@ -201,16 +201,19 @@ def check_offline(
 
 
 def given_weights(weights: str | FirstWeights) -> bool:
-    """Return True if networks start from given weights, not from random ones."""
+    """Return True if `weights` names or holds weights to start from, False if networks start from random ones."""
     return weights != "none" if isinstance(weights, str) else weights.checkpoint is not None
 
 
 def load_weights(backbone: nn.Module, path: str) -> Matching:
-    """Load weights from a file into a backbone, except its head. Adapt them to its image size.
+    """Load weights from a file into a backbone, except its head. Adapt them to the backbone's image size.
 
     Args:
         backbone: Backbone that `make_backbone` built.
         path: File of weights.
+
+    Returns:
+        Which tensors were loaded or changed, and which did not match.
 
     Raises:
         ConfigError: The file cannot be read, or it holds the weights of another model.
@@ -219,7 +222,7 @@ def load_weights(backbone: nn.Module, path: str) -> Matching:
 
 
 def read_weights(path: str) -> StateDict:
-    """Read the tensors of a file by timm's names. Run no code from the file.
+    """Return the tensors of a file of weights, by timm's names. Run no code from the file.
 
     Raises:
         ConfigError: The file does not exist, is damaged, or does not hold tensors by name.
@@ -239,7 +242,8 @@ def refuse_twins(
 ) -> None:
     """Check that weights are not those of another network, which has equal names and shapes but computes other outputs.
 
-    For example, `efficientnet_lite0` and `tf_efficientnet_lite0` differ only in their padding.
+    For example, `efficientnet_lite0` and `tf_efficientnet_lite0` differ only in their padding. If the weights do not
+    say which network they are of, and such a pair exists, only log a warning.
 
     Raises:
         ConfigError: The weights are those of such a network. The message names it.
@@ -271,7 +275,7 @@ def refuse_twins(
 
 
 def _warn_once(checkpoint: Checkpoint, words: str) -> None:
-    """Log a warning once for these weights. The check of a run and its start would otherwise log it twice."""
+    """Log a warning on weights only once per process. The check of a run and its start would otherwise log it twice."""
     if (checkpoint.source, words) not in _WARNED:
         _WARNED.add((checkpoint.source, words))
         LOG.warning("%s", words)
