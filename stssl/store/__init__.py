@@ -5,7 +5,7 @@
 `shard_layout`), or from an object store through a disk cache (`fetched`, `disk`). It reads any other layout with
 zarr-python. `cache` keeps decoded copies in host memory or device memory.
 
-Importing zarr and torch takes long. So Python imports each name below at its first use.
+Importing zarr and torch takes long. So each name below is imported only at its first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
-"""Compute statistics of bands shard by shard: exact sums, and percentiles from histograms.
+"""Compute the band statistics of a store: mean, deviation and extremes from exact sums, percentiles from histograms.
 
-A conversion may write shards on several machines, in any sequence. So each shard has its own sums, and the end of the
-conversion adds them. All sums are integers: their total does not depend on the sequence.
+A conversion may write shards (files of many patches) on several machines, in any sequence. So it counts the pixels of
+each shard separately, and adds the counts at its end. All counts and sums are integers: their total does not depend on
+the sequence.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def tally(
 
     Args:
         block: [n, bands, height, width] pixels of n patches, uint8 or uint16.
-        nodata: Value that does not count.
+        nodata: Value of pixels that do not count; None if there is no such value.
         measured: [n, bands, height, width], True for each pixel that counts. None counts all pixels.
 
     Returns:
@@ -53,7 +54,8 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
         split: Name for the counted patches, such as `official:train`.
 
     Returns:
-        Lists with one number for each band, or None for a band without any counted pixel.
+        Lists such as `mean`, `std` and `count`, with one number for each band. For a band without any counted pixel,
+            this is 0 in `count` and None in the others. `percentiles` has a list for each percentile.
     """
     sums = np.stack([part["sums"] for part in parts])
     bins = np.sum([part["bins"] for part in parts], 0)

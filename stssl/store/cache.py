@@ -21,15 +21,15 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Define the methods that a reader must have: it returns the pixels of patches as NumPy arrays."""
+    """Define the methods that a reader of a store must have. It returns the pixels of patches as NumPy arrays."""
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
-        """Return the names of the bands that the reader delivers, for each band group."""
+        """Return the names of the bands that the reader delivers, for each band group (the bands of one resolution)."""
         ...
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return the shapes and types of the arrays that `count` patches need: one array for each band group."""
+        """Return shape and type of the array that gets the pixels of `count` patches, for each band group."""
         ...
 
     def read(self, indices: Ints, out: dict[str, AnyArray] | None = None) -> dict[str, AnyArray]:
@@ -37,7 +37,7 @@ class ArrayReader(Protocol):
 
         Args:
             indices: [n] store rows.
-            out: For each band group (each resolution), an array that gets the pixels.
+            out: For each band group (the bands of one resolution), an array that gets the pixels.
 
         Returns:
             For each band group, an array [n, bands, height, width].
@@ -50,15 +50,18 @@ _Lent = tuple[AnyArray, "weakref.ref[AnyArray]"]
 
 
 class Buffers:
-    """Lend host memory for pixels, and reuse it when no tensor refers to it. Fresh memory costs a page fault a page."""
+    """Lend host memory for pixels, and lend it again when no tensor refers to it any more.
+
+    This is faster than new memory, for which the system must make each page at its first use (a page fault).
+    """
 
     def __init__(self) -> None:
-        """Begin without any memory. `take` allocates it for the first batches."""
+        """Begin without any memory. The first calls of `take` allocate it."""
         self._kept: dict[tuple[tuple[int, ...], np.dtype[np.generic]], list[_Lent]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """Leave the memory out of the pickle: another process begins with none, and makes its own."""
+        """Leave the memory out of the pickle: the process that reads the pickle allocates its own."""
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> AnyArray:
@@ -70,7 +73,7 @@ class Buffers:
             kept = self._kept.setdefault((shape, dtype), [])
             place = next((i for i, (_, lent) in enumerate(kept) if lent() is None), None)
             array = np.empty(shape, dtype) if place is None else kept.pop(place)[0]
-            # Lend a view. Its weak reference tells when the last tensor that shares the memory is gone.
+            # Lend a view, not the array: a weak reference to it tells when no tensor shares the memory any more.
             view = array[:]
             kept.append((array, weakref.ref(view)))
         return view
@@ -78,7 +81,7 @@ class Buffers:
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor for pixels in host memory, which is pinned on a machine with a GPU."""
         if torch.cuda.is_available():
-            # torch reuses pinned memory itself. It knows when a copy from this memory ends.
+            # Leave the reuse of pinned memory to torch: it knows when a copy from this memory to the GPU has ended.
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         return torch.from_numpy(self.take(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
@@ -91,7 +94,7 @@ class Streamed:
     """Read the pixels of each batch from the store, and keep none. On a machine with a GPU, read into pinned memory."""
 
     def __init__(self, reader: ArrayReader) -> None:
-        """Set the reader of the store.
+        """Set the reader from which all pixels come.
 
         Args:
             reader: Reads the pixels of store rows as NumPy arrays.
@@ -99,7 +102,10 @@ class Streamed:
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Read the pixels of n patches from the store: one tensor [n, bands, height, width] for each band group."""
+        """Read the pixels of n patches from the store, given their rows in it.
+
+        The result is one tensor [n, bands, height, width] for each band group (the bands of one resolution).
+        """
         shapes = self.reader.shapes(len(rows))
         tensors = {name: self._buffers.tensor(shape, _torch_type(dtype)) for name, (shape, dtype) in shapes.items()}
         self.reader.read(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
@@ -110,12 +116,12 @@ class Held:
     """Keep the decoded pixels of patches in memory, and return those of the patches that a batch needs."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
-        """Store pixels that are in memory already, without a copy.
+        """Take over decoded pixels that are in memory already. Do not copy them.
 
         Args:
-            arrays: For each band group, pixels [rows in the copy, bands, height, width].
+            arrays: For each band group (the bands of one resolution), pixels [patches, bands, height, width].
             layout: For each band group, the names of its bands.
-            position: Place in the arrays of each row of the store; -1 for a row that the copy does not have.
+            position: For each row of the store, the index of its patch in `arrays`; -1 if it is not there.
         """
         self.arrays, self.layout, self.position, self._buffers = arrays, layout, position, Buffers()
 
@@ -125,12 +131,12 @@ class Held:
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Return the pixels of n patches, given their store rows, from the copy in memory.
+        """Return the pixels of n patches from memory, given their rows in the store.
 
-        The result is one tensor [n, bands, height, width] for each band group, on the device of the copy.
+        The result is one tensor [n, bands, height, width] for each band group, on the device that holds the pixels.
 
         Raises:
-            RunError: The copy does not have a row.
+            RunError: A patch is not among those in memory.
         """
         places = torch.from_numpy(self.position[rows])
         if len(places) and places.min() < 0:
@@ -138,7 +144,14 @@ class Held:
         return {name: self._picked(array, places) for name, array in self.arrays.items()}
 
     def _picked(self, array: Tensor, places: Tensor) -> Tensor:
-        """Copy some rows of the kept pixels into one tensor. Rows in host memory go to pinned or reused host memory."""
+        """Copy the pixels of a batch from `array` into a new tensor on the same device.
+
+        In host memory, the new tensor is pinned or reuses the memory of an earlier batch.
+
+        Args:
+            array: [patches, bands, height, width] pixels in memory.
+            places: [n] indexes of the batch's patches in `array`.
+        """
         if array.device.type != "cpu":
             return array[places.to(array.device)]
         out = self._buffers.tensor((len(places), *array.shape[1:]), array.dtype)
@@ -149,14 +162,15 @@ PixelSource = Streamed | Held
 
 
 def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
-    """Build the source of pixels for training: it reads the store each time, or keeps all pixels in memory.
+    """Return the source of a run's pixels: it reads the store for each batch, or holds all pixels in memory.
 
     Args:
         reader: Reader of the store.
         rows: All store rows that the run will read.
         size: Number of rows in the store.
-        where: Value of the recipe key `data.cache`. `none` reads the store each time. `host` and `device` keep a
-            decoded copy there: on the host one for all ranks of a machine, if its memory can be shared.
+        where: Value of the recipe key `data.cache`. `none` reads the store for each batch. `host` and `device` hold the
+            decoded pixels in host memory or on `device`. All ranks of a machine share the copy in host memory, if
+            possible.
         device: Device of the networks.
 
     Raises:
@@ -173,7 +187,8 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
     _require_room(needed, len(rows), where, _free(target))
     shared = node_memory(shapes) if where == "host" else None
     if shared is None:
-        # All ranks of a machine ask at the same time, before the others take their memory. So divide the free memory.
+        # Divide the free memory among the ranks of this machine: all of them ask how much is free before the others
+        # have taken their share.
         sharers = ranks_here() if target.type == "cpu" else 1
         _require_room(needed, len(rows), where, _free(target) // sharers)
         arrays = {name: torch.empty(shape, dtype=dtype, device=target) for name, (shape, dtype) in shapes.items()}
@@ -198,7 +213,8 @@ def _require_room(needed: int, count: int, where: Where, free: int) -> None:
     Raises:
         RunError: The copy does not fit. The message says how much it needs and how much is free.
     """
-    # Networks, batches and other processes need 20 % of it. If memory runs out, the system kills the process silently.
+    # Leave 20 % of the memory to networks, batches and other processes: if memory runs out, the system kills the
+    # process without a message.
     if needed > 0.8 * free:
         raise RunError(
             f"data.cache={where} takes {needed / 1e9:.2f} GB for {count:,} patches, and {free / 1e9:.2f} GB are free "
@@ -228,7 +244,8 @@ def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
         folder = root / kinds / group.strip("/")
         limit, used = ("memory.max", "memory.current") if not kinds else _FIRST_VERSION
         for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # the root group has no such file; "max" means no limit
+            # Skip a group without a limit: the root group has no such file, and "max" in the file is no number.
+            with contextlib.suppress(OSError, ValueError):
                 taken = int((level / used).read_text()) - _cached(level / "memory.stat")
                 free = min(free, max(0, int((level / limit).read_text()) - taken))
             if level == root:
@@ -240,6 +257,9 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _cached(statistics: Path) -> int:
-    """Return how many bytes of a control group's memory hold cached files. The system frees them on demand."""
+    """Return how many bytes of a control group's memory hold cached files, given the path of its `memory.stat`.
+
+    These bytes count as free memory, since the system frees them on demand.
+    """
     known = dict(line.split() for line in statistics.read_text().splitlines())
     return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

@@ -36,7 +36,7 @@ def _checksums(store: Store) -> str:
 
 
 def _size(path: str) -> str:
-    """Return the size of all files of a store in words, such as 1.50 GB."""
+    """Return the size of all files of a store in words, such as `1.50 GB`; for a URL, the word `remote`."""
     if "://" in path:
         return "remote"
     total = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Keep files of object stores in a cache on the disk of a node. All processes of the node share it.
+"""Keep files of object stores in a cache on the disk of a machine. All processes of the machine share it.
 
 The cache has a size limit: new files replace the least recently used ones. The size of all files together is kept in a
 file of its own, so that a new file costs the same time however many files there are. Every file is written whole or not
@@ -32,7 +32,7 @@ TAIL = 4 + len(_MARK)
 
 
 class _Aged(NamedTuple):
-    """Hold the time of the last use of a cached file (ns since 1970), its size in bytes and its path."""
+    """Describe a cached file by the time of its last use (ns since 1970), its size in bytes and its path."""
 
     used_ns: int
     size: int
@@ -52,7 +52,7 @@ def default_folder() -> Path:
 
 
 class DiskCache:
-    """Keep downloaded files on disk, each under a key. Remove the least recently used files if the cache is full."""
+    """Keep downloaded files on disk, each under a key (a name). If space runs out, remove the least recently used."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         """Set the folder and the size of the cache. The first write makes the folder.
@@ -67,7 +67,7 @@ class DiskCache:
         self._oldest: deque[_Aged] = deque()
 
     def __reduce__(self) -> tuple[type["DiskCache"], tuple[Path, int]]:
-        """Pickle the folder and the limit only: another process checks and counts the files itself."""
+        """Pickle only the folder and the limit: the process that reads the pickle checks and counts the files anew."""
         return DiskCache, (self.folder, self.limit)
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
@@ -86,13 +86,14 @@ class DiskCache:
         found = self._open_checked(key)
         if found is not None or fetch is None:
             return found
-        # One process fetches, others wait. A lock for each key would leave many files: so `STRIPES` locks serve all.
+        # Let one process download the file while the others wait for its lock. `STRIPES` locks serve all keys: a lock
+        # for each key would leave as many lock files.
         with self._locked(f"key-{hash_of(key) % STRIPES}"):
-            found = self._open_checked(key)  # Another process may have fetched the file during the wait.
+            found = self._open_checked(key)  # look again: another process may have downloaded the file during the wait
             return self._store(key, fetch()) if found is None else found
 
     def size(self, file: int) -> int:
-        """Return the size of the contents of an open file in bytes."""
+        """Return the size in bytes of the contents of an open cache file, without the checksum at its end."""
         return os.fstat(file).st_size - TAIL
 
     def used(self) -> int:
@@ -113,7 +114,8 @@ class DiskCache:
         except OSError:
             return None
         about = os.fstat(file)
-        # Check each file once in this process. A file that was written anew has another inode: check it again.
+        # Check each file only once in this process, to save time. A file that was written anew has another inode, so it
+        # is checked again.
         state = (about.st_ino, about.st_size)
         if self._checked.get(key) != state:
             if not _whole(file, about.st_size):
@@ -198,9 +200,9 @@ class DiskCache:
         return sum(file.size for file in found)
 
     def _remove(self, file: "_Aged") -> int:
-        """Remove a file that was old when the folder was listed, and return its size in bytes.
+        """Remove a cached file that was among the oldest when the folder was listed. Return its size in bytes.
 
-        Return 0 if the file is gone, or was used since. Then it is not among the oldest any more.
+        Return 0 if another process has removed or used the file in the meantime. A used file stays.
         """
         with contextlib.suppress(FileNotFoundError):
             if Path(file.path).stat().st_mtime_ns == file.used_ns:
@@ -209,7 +211,10 @@ class DiskCache:
         return 0
 
     def _read_count(self) -> int | None:
-        """Read from the cache's count file how many bytes all files have together; None if it is missing or damaged."""
+        """Return how many bytes all cached files have together, as the cache's count file says.
+
+        Return None if the count file is missing or damaged.
+        """
         try:
             text = (self.folder / COUNT_FILE).read_bytes()
         except OSError:
@@ -258,5 +263,8 @@ def _whole(file: int, size: int) -> bool:
 
 
 def hash_of(key: str) -> int:
-    """Turn a key of the cache into a number. All processes get the same number: Python's `hash` differs in each."""
+    """Turn a key of the cache into a number, which chooses the key's lock.
+
+    All processes get the same number. Python's `hash` would differ between them.
+    """
     return int(google_crc32c.value(key.encode()))

@@ -1,12 +1,12 @@
 """Encode a shard as Zarr's sharding codec defines it: chunks, then an index with its crc32c.
 
-Each chunk is one patch, followed by its crc32c. Between the chunks and the index stands a table of these checksums.
-Zarr does not read that place. Without the table, all shards of uncompressed patches would have the same index, and
-nobody would notice if one shard replaced another. The attributes of the array list the crc32c of table and index
-(`SHARD_CHECKSUMS`).
+Each chunk is one patch, followed by its crc32c. Between the chunks and the index stands a table of these checksums,
+which Zarr ignores. The attributes of the array list the crc32c of table and index (`SHARD_CHECKSUMS`). Without the
+table, all shards of uncompressed patches would have the same index, and nobody would notice if one shard replaced
+another.
 
-A compressed patch is a Blosc frame. Each large band has its own block. So a reader of red, green and blue decodes three
-of four blocks. If Blosc chose the blocks, the reader would have to decode all of them.
+A compressed patch is a Blosc frame, in which each large band has its own block. So a reader of the first three of four
+bands decodes only three blocks. If Blosc chose the blocks, the reader would have to decode all of them.
 """
 
 import struct
@@ -52,7 +52,7 @@ def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: b
 
 
 def tail_bytes(capacity: int, listed: bool = True) -> int:
-    """Return how many bytes the end of a shard file has: the checksums of patches, and the index with its checksum.
+    """Return how many bytes follow the patches in a shard file: the patches' checksums, the index and its checksum.
 
     Args:
         capacity: Number of patches in a full shard.
@@ -64,24 +64,28 @@ def tail_bytes(capacity: int, listed: bool = True) -> int:
 def shard_checksum(tail: bytes) -> int:
     """Compute the checksum of a shard file from its last `tail_bytes`, which hold the index of its patches.
 
-    Leave out the last 4 bytes, the crc32c of the index. With them, the result would not depend on the index: this is a
-    property of the crc32c.
+    Leave out the last 4 bytes, which are the crc32c of the index. With them, the result would be the same for every
+    index: data that end with their own crc32c have a constant crc32c.
     """
     return int(google_crc32c.value(tail[:-4]))
 
 
 def frame(patch: AnyArray, codec: str) -> bytes:
-    """Compress one patch [bands, height, width] as a Blosc frame with bitshuffle."""
+    """Compress one patch [bands, height, width], and return the bytes of a Blosc frame with bitshuffle.
+
+    Each large band gets a block of its own if Blosc can compress each of them in one block.
+    """
     if patch[0].nbytes < LARGE_BAND or len(patch) == 1:
         return _compress(patch, codec)
     frames = [_compress(band, codec) for band in patch]
     heads = [_HEADER.unpack_from(part) for part in frames]
     version, format_, flags, size, _, _, _ = heads[0]
-    # Blosc may store a band uncompressed or in several blocks. Such a band cannot be joined with the others.
+    # Blosc may store a band uncompressed or in several blocks. Such a band cannot be joined with the others, so the
+    # patch is compressed as a whole.
     simple = all(head[2] == flags and head[5] == head[4] for head in heads) and not flags & _MEMCPYED
     if not simple:
         return _compress(patch, codec)
-    # Cut off header and offset (4 bytes) of each frame of one block: the joined frame gets new ones.
+    # Cut off the header and the block offset (4 bytes) of each band's frame: the joined frame gets new ones.
     blocks = [part[_HEADER.size + 4 :] for part in frames]
     start = _HEADER.size + 4 * len(blocks)
     ends = start + np.cumsum([len(block) for block in blocks])

@@ -1,6 +1,7 @@
 """Read patches of a sharded array in an object store, through a disk cache.
 
-If a batch wants many patches of a shard, fetch the whole shard. Else fetch each patch by its range of bytes.
+If a batch needs many patches of a shard (a file of many patches), download the whole shard. Else download each patch
+alone, by its range of bytes.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ class FetchedArray(ShardedArray):
     """Read patches of one pixel array in an object store, through a cache on disk. Threads may share this object."""
 
     def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
-        """Set the place of the array and the cache. Download nothing yet.
+        """Set where the array is and which cache to use. Download nothing yet.
 
         Args:
             folder: URL of the array as a path, for messages.
@@ -51,7 +52,7 @@ class FetchedArray(ShardedArray):
         self.store, self.prefix, self.cache = store, prefix, cache
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without threads and shard indexes: another process makes its own."""
+        """Return the state to pickle, without threads and shard indexes: the process that reads it makes its own."""
         names = ("folder", "layout", "store", "prefix", "cache")
         return {name: getattr(self, name) for name in names}
 
@@ -81,18 +82,18 @@ class FetchedArray(ShardedArray):
             with self._shard(shard, fetch=much) as file:
                 if file is not None:
                     self._take(places, rows[places], bands, out, files=file)
-                    # -1 marks the patches that are done. The code below fetches the others one by one.
+                    # Mark these patches as done, so that the code below downloads only the others, one by one.
                     shards[places] = -1
         singles = np.flatnonzero(shards >= 0)
-        # Limit the number of patches: each one has an open file.
+        # Read at most `PIECE` patches at once: each one needs an open file, and the system limits their number.
         for start in range(0, len(singles), PIECE):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
     def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Download single patches in several threads, and decode them into their places in a batch.
+        """Download single patches in several threads, and decode them into the array of a batch.
 
         Args:
-            places: Places of the patches in the batch.
+            places: Indexes of the patches in the batch.
             rows: Store rows of the whole batch.
             bands: Contiguous range of bands.
             out: [n, bands, height, width] array of the batch.
@@ -110,11 +111,11 @@ class FetchedArray(ShardedArray):
                     os.close(future.result())
 
     def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
-        """Decode patches from open files into their places in a batch.
+        """Decode patches from open cache files into the array of a batch.
 
         Args:
-            places: Places of the patches in the batch.
-            rows: Store rows of the patches, one for each place.
+            places: Indexes of the patches in the batch.
+            rows: Store rows of the patches, one for each index.
             bands: Contiguous range of bands.
             out: [n, bands, height, width] array of the batch.
             files: Descriptor of an open shard, or of one open file for each row.
@@ -136,7 +137,7 @@ class FetchedArray(ShardedArray):
 
         Args:
             rows: [n] store rows.
-            wait: True to wait for the shards; False to fetch them in the background.
+            wait: True to wait for the shards; False to download them in the background, and ignore errors.
         """
         shards = np.unique(rows // self.layout.shard).tolist()
         if wait:
@@ -144,7 +145,8 @@ class FetchedArray(ShardedArray):
             return
         for shard in shards:
             with self._lock:
-                # Each step asks for the shards ahead of it. Most of them are on their way already.
+                # Skip shards whose download has begun: each training step asks for the shards of several later steps,
+                # and most of these are the same as at the step before.
                 fresh = shard not in self._coming
                 self._coming.add(shard)
             if fresh:
@@ -167,7 +169,7 @@ class FetchedArray(ShardedArray):
 
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
-        """Open a shard (a file of many patches) in the disk cache while the context lasts, and yield its descriptor.
+        """Open a shard (a file of many patches) in the disk cache inside a `with` block, and yield its descriptor.
 
         Args:
             shard: Number of the shard.
@@ -206,7 +208,7 @@ class FetchedArray(ShardedArray):
         return tail_bytes(self.layout.shard, bool(self.layout.checksums))
 
     def _get_shard(self, shard: int) -> bytes:
-        """Download a whole shard (a file of many patches), and check every patch in it. Later reads trust the cache."""
+        """Download a whole shard (a file of many patches), check every patch in it, and return its bytes."""
         data = self._get(shard)
         index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
         for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
@@ -217,7 +219,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def _get_patch(self, row: int) -> bytes:
-        """Download one patch, which is a range of bytes in a shard file, and check it against its checksums."""
+        """Download one patch, which is a range of bytes in a shard file, check it, and return its bytes."""
         start, size = (int(value) for value in self._span(row))
         data = self._get(row // self.layout.shard, {"range": (start, start + size)})
         if len(data) != size:
@@ -241,7 +243,10 @@ class FetchedArray(ShardedArray):
                 self._refuse(row, "it is another patch")
 
     def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Return offsets, sizes and checksums of the patches in a shard file. The first call downloads its end."""
+        """Return offsets and sizes [patches, 2] in bytes, and checksums [patches], of the patches in a shard file.
+
+        The first call for a shard downloads the end of its file.
+        """
         if shard not in self._indexes:
             found: list[int] = []
             tail = self._get(shard, {"range": {"suffix": self._tail_bytes}}, found)
@@ -249,7 +254,7 @@ class FetchedArray(ShardedArray):
         return self._indexes[shard]
 
     def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
-        """Download a shard file or a range of its bytes.
+        """Download a shard file or a range of its bytes, and return the bytes.
 
         Args:
             shard: Number of the shard.
@@ -268,7 +273,7 @@ class FetchedArray(ShardedArray):
         return data
 
     def shard_bytes(self) -> int:
-        """Return how many bytes the first shard file takes in the object store. Others are about as large."""
+        """Return the size of the first shard file in bytes (0 if it is missing). Others are about as large."""
         url, key = split_url(self.store)
         with explained(self.store):
             try:
@@ -288,7 +293,7 @@ class FetchedArray(ShardedArray):
         """Stop the threads that download patches. The next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
-            # Do not wait for the threads: a server without answers would block the end of the process.
+            # Do not wait for the threads: if the server gives no answer, the process could not end.
             pool.shutdown(wait=False, cancel_futures=True)
         self._fresh()
 
@@ -306,6 +311,7 @@ def fetched_array(store: str, name: str, meta: ZarrTree, root: str, cache: DiskC
     layout = known_layout(meta)
     if layout is None:
         return None
-    # Old cache files must not serve another store at the same URL, or this store after a new conversion.
+    # Put a digest of the descriptions into the cache keys: cached files of an older store must not be used for another
+    # store at the same URL, or for this store after a new conversion.
     digest = hashlib.blake2b("\n".join([store, name, root, json.dumps(meta)]).encode(), digest_size=8)
     return FetchedArray(Path(store) / name, layout, store, f"{name}-{digest.hexdigest()}", cache)

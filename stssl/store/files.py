@@ -1,4 +1,4 @@
-"""Read and write the files in a store and beside it, each whole or not at all. Hold the lock of a store."""
+"""Read and write the files in a store and beside it, each whole or not at all. Let only one process write a store."""
 
 import contextlib
 import hashlib
@@ -27,18 +27,18 @@ class Files:
         return Files(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Return the full path of a file."""
+        """Return the full path of a file in this folder."""
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """Read a file. Return None if the file does not exist."""
+        """Return the contents of a file. Return None if the file does not exist."""
         try:
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Read the last `size` bytes of a file. Read all of a shorter file. Return None if the file does not exist."""
+        """Return the last `size` bytes of a file, or all of a shorter file. Return None if the file does not exist."""
         try:
             with Path(self.root, name).open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -54,8 +54,8 @@ class Files:
                 file stays.
         """
         target = Path(self.root, name)
-        # Each writer needs a file of its own: Ray may wrongly believe that a task is dead, and start it again, also on
-        # another node, where the process number may be the same.
+        # Give each writer a temporary file of its own. Ray may wrongly believe that a task is dead, and start it again
+        # on another machine, where the process number may be the same: both tasks would then write one file.
         fresh = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,19 +81,19 @@ class Files:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
-        """Remove the incomplete files that killed processes left in this folder."""
+        """Remove the incomplete files that killed processes left in this folder and in the folders inside it."""
         for path in Path(self.root).rglob("*.partial"):
             path.unlink(missing_ok=True)
 
 
 def files_at(root: str) -> Files | RemoteFiles:
-    """Return an object that reads and writes files: on disk for a path, in an object store for a URL."""
+    """Return an object that reads and writes the files below `root`, a path on a disk or a URL of an object store."""
     return RemoteFiles(root) if is_remote(root) else Files(root)
 
 
 @contextlib.contextmanager
 def writing(store: str) -> Iterator[None]:
-    """Turn errors of the disk or object store into clear messages, while zarr writes the metadata of a store.
+    """In a `with` block in which zarr writes to a store, turn errors of the disk or object store into clear messages.
 
     Raises:
         DataError: The store cannot be written. The message says why, and how much room is free.
@@ -107,7 +107,9 @@ def writing(store: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(store: str) -> Iterator[None]:
-    """Hold the lock of a store while the context lasts. If the process dies, the system frees the lock.
+    """Hold the lock of a store inside a `with` block, so that no other process writes the store.
+
+    If the process dies, the system frees the lock.
 
     A store on a disk has its lock file beside it. For a store at a URL, the lock only stops other writers on this
     machine.
@@ -116,7 +118,7 @@ def sole_writer(store: str) -> Iterator[None]:
         DataError: Another process holds the lock, or the lock file cannot be written.
     """
     if is_remote(store):
-        # Object stores have no locks. So use a file on this machine, which stops only writers of this machine.
+        # Object stores have no locks. So lock a file on this machine, which stops at least other writers here.
         path = Path(tempfile.gettempdir(), f"stssl-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.lock")
     else:
         path = Path(store).with_name(f".{Path(store).name}.lock")

@@ -1,4 +1,4 @@
-"""Compare the identities of two conversions, and describe the differences in words."""
+"""Compare the identities (archive, patches and options) of two conversions, and describe the differences in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,10 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], part: str) -> set[str]:
-    """Compare one part (`part`) of two conversions' identities. Return the keys with different values."""
+    """Return the keys with different values in one part of two conversions' identities, such as `options`.
+
+    If the part is no mapping in one of them, return the name of the part if it differs.
+    """
     one, other = (side.get(part) or {} for side in (found, wanted))
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
         return {part} if one != other else set()

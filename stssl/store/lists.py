@@ -1,4 +1,4 @@
-"""Find the rows of a store by a list of patch names."""
+"""Find the patches in a store that a list of names asks for."""
 
 import re
 from collections.abc import Collection
@@ -27,7 +27,7 @@ V2_NAME = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\w{5}(_\d+_\d+)
 
 
 def other_version(listed: Collection[str], known: Collection[str]) -> str:
-    """Return a sentence for a message, if a list has names of another version of BigEarthNet than the store.
+    """Return a sentence for a message if a list names patches of another version of BigEarthNet than the store has.
 
     Args:
         listed: Some names of a list.
@@ -47,7 +47,9 @@ def other_version(listed: Collection[str], known: Collection[str]) -> str:
 
 
 def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
-    """Find the rows of the patches in a list. Skip names that the store lacks, and count them in a warning.
+    """Return the store rows of the patches that a list names, from low to high.
+
+    Skip names that the store does not have, and tell their number in a warning.
 
     Args:
         names: [N] names of the N patches of the store.

@@ -23,36 +23,37 @@ MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class NodeMemory:
-    """Hold tensors that all ranks of this machine see, and this rank's part of the work to fill them.
+    """Hold tensors that all ranks of this machine share, and say which part of them this rank fills.
 
     Attributes:
         tensors: Tensors by name. Values that one rank writes are visible to the other ranks of this machine.
-        share: Place of this rank among those of the machine, and their number.
+        share: Number of this rank among those of the machine, counted from 0, and how many they are.
     """
 
     tensors: dict[str, Tensor]
     share: tuple[int, int]
 
     def own(self, count: int) -> slice:
-        """Return which of `count` rows this rank fills."""
+        """Return which of the `count` rows of the tensors this rank must fill."""
         return rows_of(count, *self.share)
 
 
 def meet() -> None:
-    """Wait until all ranks have called this function."""
+    """Wait until all ranks (training processes) have called this function."""
     _all_numbers(0)
 
 
 def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> NodeMemory | None:
-    """Take memory that the ranks of each machine share. All ranks call this together.
+    """Allocate tensors in memory that the ranks (training processes) of each machine share.
 
-    The file in memory is deleted at once: the memory is free again as soon as its last process ends, however it ends.
+    All ranks must call this together. The memory is a file in `/dev/shm`, whose name is deleted at once: so the system
+    frees the memory when the last process ends, even if it crashes.
 
     Args:
         shapes: Shape and type of each tensor, by name; the same on all ranks.
 
     Returns:
-        The memory; None if each machine has one rank, or if some machine has too little of such memory.
+        The tensors; None if each machine has one rank, or if `/dev/shm` of some machine is too small.
     """
     if world_size() == 1:
         return None
@@ -63,7 +64,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
     marks = _all_numbers(_number(uuid.uuid4().hex))
     path, first = MEMORY / f"stssl-{marks[mates[0]]:x}", mates[0] == rank()
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
-    # Give each tensor whole pages, so that it begins at an address that fits its type.
+    # Give each tensor whole pages: its address must be a multiple of its type's size, and so every page's beginning is.
     starts, end = {}, 0
     for name, size in sizes.items():
         starts[name], end = end, end + -(-size // 4096) * 4096
@@ -74,7 +75,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
                 LOG.warning("data.cache=host: %s is too small for one copy a machine, so each rank holds one", MEMORY)
             return None
         whole = torch.from_file(str(path), shared=True, size=end, dtype=torch.uint8)
-        meet()  # wait until all ranks have opened the file: its name is deleted next
+        meet()  # wait until all ranks have opened the file: after its name is deleted below, they could not open it
     finally:
         if first:
             path.unlink(missing_ok=True)
@@ -86,7 +87,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
 
 
 def _allocated(path: Path, size: int) -> bool:
-    """Create a file in memory, and reserve all its pages. Return False if the machine has too few free pages.
+    """Create a file of `size` bytes in memory, and reserve all its pages. Return False if too few pages are free.
 
     Without reserved pages, a later write could kill the process.
     """
@@ -101,7 +102,7 @@ def _allocated(path: Path, size: int) -> bool:
 
 
 def _boot() -> str:
-    """Return an id that only processes with the same `/dev/shm`, on one machine since its last start, have in common.
+    """Return an id that processes have in common only if they run on one machine and see the same `/dev/shm`.
 
     Host names cannot tell this: containers on different machines may have equal ones.
     """

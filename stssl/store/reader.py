@@ -1,4 +1,4 @@
-"""Read many patches of a store at once into batch buffers.
+"""Read the pixels of many patches of a store at once, into the arrays of a batch.
 
 Arrays with the layout of `stssl convert` are read from their shard files (`shards`), or from an object store through a
 disk cache (`fetched`). zarr-python reads any other layout or codec, with equal results.
@@ -50,7 +50,7 @@ class ZarrArray:
         self._seen: set[int] = set()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without the open array: another process opens it again."""
+        """Return the state to pickle, without the open array: the process that reads the pickle opens it again."""
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
@@ -101,7 +101,7 @@ class ZarrArray:
 
 
 def open_array(store: str, name: str, meta: ZarrTree) -> Any:
-    """Open a Zarr array from a description that was checked before. zarr does not read the file `zarr.json` again.
+    """Open a Zarr array by a checked description, and return it. zarr does not read the file `zarr.json` again.
 
     Args:
         store: Path or URL of the store.
@@ -109,7 +109,7 @@ def open_array(store: str, name: str, meta: ZarrTree) -> Any:
         meta: Checked description of the array.
     """
     place = zarr_place(store, read_only=True)
-    # zarr's type hints ask for one of two dictionary types. A checked description has neither type.
+    # Ignore the type: zarr's type hints ask for one of two dictionary types, and a checked description has neither.
     array = zarr.AsyncArray(metadata=dict(meta), store_path=StorePath(place, name))  # type: ignore[call-overload]
     return zarr.Array(array)
 
@@ -123,7 +123,7 @@ class Stored:
         shape: Shape of the array: number of patches, bands, height, width.
         dtype: Type of the values.
         meta: Checked description of the array. If None, the reader reads it from the store.
-        root: Digest of the description of the store.
+        root: Digest of the description of the store, for the keys of the disk cache.
     """
 
     bands: tuple[str, ...]
@@ -139,8 +139,8 @@ class _Part:
 
     Attributes:
         array: Reader of the array.
-        span: Contiguous range of bands. It has all wanted bands.
-        picked: Numbers of the wanted bands inside the range; None if all are wanted.
+        span: Smallest contiguous range of bands that contains all wanted bands.
+        picked: Indexes of the wanted bands in this range; None if all its bands are wanted.
         shape: Shape of one patch: wanted bands, height, width.
         dtype: Type of the values.
     """
@@ -153,7 +153,7 @@ class _Part:
 
 
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
-    """Return the fastest reader for a pixel array. If the layout is not known, this is zarr-python.
+    """Return the fastest reader for a pixel array. If the layout of its files is not known, this is a `ZarrArray`.
 
     Args:
         store: Path or URL of the store.
@@ -176,7 +176,10 @@ def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache
 
 
 class StoreReader:
-    """Read chosen bands of many patches. The input is row numbers; the output is one array for each band group."""
+    """Read chosen bands of many patches, given their rows in a store.
+
+    The pixels come as one array for each band group (the bands of one resolution).
+    """
 
     def __init__(
         self,
@@ -194,7 +197,7 @@ class StoreReader:
             store: Path or URL of the store.
             stored: Pixel arrays of the store by name.
             bands: Wanted bands.
-            threads: Number of threads that share a batch.
+            threads: Number of threads that share the work of reading a batch.
             direct: True to read shard files directly if their layout is known.
             cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
         """
@@ -216,7 +219,7 @@ class StoreReader:
             self._parts[name] = _Part(array, span, picked, (len(places), height, width), about.dtype)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without threads: another process starts its own."""
+        """Return the state to pickle, without threads: the process that reads the pickle starts its own."""
         return self.__dict__ | {"_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -224,18 +227,18 @@ class StoreReader:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return the shapes and types of the arrays that `count` patches need: one array for each band group."""
+        """Return shape and type of the array that gets the pixels of `count` patches, for each band group."""
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
-        """Read the pixels of the patches in some rows of the store. A row may occur more than once.
+        """Read the pixels of patches, given their rows in the store. A row may occur more than once.
 
         Args:
             indices: [n] store rows. The result has the same sequence.
-            out: Contiguous buffers that get the pixels, with the shapes and types of `shapes(n)`.
+            out: Contiguous arrays that get the pixels, with the shapes and types of `shapes(n)`; None makes new ones.
 
         Returns:
-            For each band group [n, wanted bands, height, width]. `layout` names the bands.
+            For each band group, an array [n, wanted bands, height, width]. `layout` names the bands.
 
         Raises:
             DataError: The store has no such row, or a shard cannot be read. The message names the file and the patch.
@@ -259,7 +262,7 @@ class StoreReader:
 
         Args:
             indices: [n] store rows.
-            wait: True to wait for the shards. False to fetch them in the background; the later read raises any error.
+            wait: True to wait for the shards. False to download them in the background: errors come at the later read.
 
         Raises:
             DataError: The object store cannot be read.
@@ -269,12 +272,12 @@ class StoreReader:
 
     @property
     def shard(self) -> int | None:
-        """Return how many patches a shard has. Return None if some array does not come through a disk cache."""
+        """Return how many patches a shard file has; None if some array is not read through a disk cache."""
         fetched = self._fetched()
         return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
 
     def shard_bytes(self) -> int:
-        """Return how many bytes one shard takes in the object store, summed over all arrays with a disk cache."""
+        """Return the size in bytes of one shard file of each array with a disk cache, summed over these arrays."""
         return sum(array.shard_bytes() for array in self._fetched())
 
     def _fetched(self) -> list[FetchedArray]:
@@ -282,25 +285,26 @@ class StoreReader:
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
-        """Read the pixels of one piece of a batch into the batch's arrays. Each thread reads one piece.
+        """Read the pixels of some patches of a batch into the batch's arrays. Each thread reads other patches.
 
         Args:
             rows: [n] store rows of the batch.
             out: For each band group, the batch's array [n, bands, height, width].
-            piece: Places of the piece in the batch.
+            piece: Range of the patches in the batch.
         """
         for name, part in self._parts.items():
             target = out[name][piece]
             if part.picked is None:
                 part.array.read(rows[piece], part.span, target)
             else:
-                # A patch is one chunk, which is read whole. So read the bands between the wanted ones too, then pick.
+                # Read the bands between the wanted ones too, and then pick. This costs little, since a patch is one
+                # chunk, which is read whole anyway.
                 spanned = np.empty((len(target), part.span.stop - part.span.start, *part.shape[1:]), part.dtype)
                 part.array.read(rows[piece], part.span, spanned)
                 target[:] = spanned[:, part.picked]
 
     def _workers(self) -> ThreadPoolExecutor:
-        """Return the pool of threads that read pieces of a batch. The first call starts the threads."""
+        """Return the pool of threads that share the work of reading a batch. The first call starts the threads."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, "stssl-reader")

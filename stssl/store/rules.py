@@ -1,7 +1,7 @@
 """Check the `zarr.json` of an array before zarr uses it: types, sizes, codecs and fill values, key by key.
 
-zarr trusts a description. Impossible values, such as a chunk of size 0 or a shape of 400 digits, raise unclear errors
-of arithmetic in zarr. In this module, each key has a rule. The rule has words that tell the user the right form.
+zarr trusts a description: impossible values, such as a chunk of size 0 or a shape of 400 digits, raise unclear errors
+of arithmetic in zarr. In this module, each key has a rule, with words that tell the user the right form of its value.
 """
 
 import math
@@ -24,7 +24,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Rule:
-    """Hold a rule for the value of one key in a `zarr.json`: a test, and words for the error message.
+    """Say which values one key of a `zarr.json` may have: by a test, and in words for the error message.
 
     Attributes:
         holds: Function that returns True if a value is right.
@@ -43,7 +43,7 @@ def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
     Args:
         tree: Values by key.
         rules: Rules by key.
-        where: File and the keys above. Messages show it before the key.
+        where: Path of the file and the keys above the object, such as `x/zarr.json: attributes.`, for messages.
 
     Raises:
         DataError: A value breaks its rule, or a needed key is missing. The message names the file and the key.
@@ -94,18 +94,18 @@ def are_names(value: Any, least: int = 0) -> bool:
 
 
 def one_of(*values: object) -> Rule:
-    """Make a rule: the value of a key must be one of `values`."""
+    """Return the rule that the value of a key must be one of `values`."""
     words = " or ".join(map(str, values))
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), words)
 
 
 def _count(low: int, high: int) -> Rule:
-    """Make a rule: the value of a key must be a whole number from `low` to `high`."""
+    """Return the rule that the value of a key must be a whole number from `low` to `high`."""
     return Rule(lambda value: is_whole(value, low, high), f"a whole number from {low:,} to {high:,}")
 
 
 def _is_encoding(value: object) -> bool:
-    """Return True if a value is one of Zarr's two encodings of chunk keys."""
+    """Return True if a value is one of Zarr's two encodings of chunk keys (the names of the files of chunks)."""
     return (
         isinstance(value, dict)
         and value.get("name") in ("default", "v2")
@@ -162,7 +162,7 @@ def check_array(tree: ZarrTree, where: str) -> None:
 
     Args:
         tree: The `zarr.json` of the array.
-        where: File and the keys above, for messages.
+        where: Path of the file, and the keys above the description if it is a part of the file, for messages.
 
     Raises:
         DataError: A value in the description is wrong. The message names the file and the key.
@@ -204,6 +204,11 @@ def _fills(value: object, kind: str) -> bool:
 def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
     """Check and return the sizes of a chunk of a Zarr array. For an array in shards, these are the sizes of a shard.
 
+    Args:
+        grid: Value of the key `chunk_grid`.
+        shape: Shape of the array.
+        where: Path of the file and the keys above, for messages.
+
     Raises:
         DataError: The description has no sizes, or impossible ones.
     """
@@ -225,6 +230,13 @@ def _check_codecs(codecs: list[ZarrTree], kind: str, where: str, chunk: list[int
     """Check the codecs (byte order, compression, checksums) of a Zarr array, or of the chunks inside a shard.
 
     The first codec turns values into bytes. Compressors and checksums follow it.
+
+    Args:
+        codecs: The codecs, in the order in which they are applied.
+        kind: Type of the array's values.
+        where: Path of the file and the keys above, for messages.
+        chunk: Sizes of a chunk; of a shard for an array in shards.
+        inner: True for the codecs of chunks inside a shard.
 
     Raises:
         DataError: A codec is not known, has a wrong place, or has an impossible option.

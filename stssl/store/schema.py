@@ -1,8 +1,8 @@
 """Define the layout of a store: one Zarr v3 group for a data set of N patches, at native resolution.
 
 Pixel arrays are [N, bands, height, width]. A chunk has one patch, and a shard has `SHARD` patches. Metadata arrays have
-N rows, all in one chunk. A conversion never removes rows: an unreadable patch keeps its row. It gets an error code and
-the split code `NO_SPLIT`.
+N rows, all in one chunk. A conversion never removes rows: an unreadable patch keeps its row, with an error code and
+with the code `NO_SPLIT` in all splits.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ UNUSABLE = tuple(code for name, code in ERRORS.items() if name not in USABLE)
 
 @dataclass(frozen=True)
 class PixelArray:
-    """Describe one pixel array of a store, before it is written. It has all bands of one resolution.
+    """Describe one pixel array that a conversion will write to a store. It has all bands of one resolution.
 
     Attributes:
         name: `b10`, `b20`, `b60` or `rgb`; other names for maps.
@@ -67,7 +67,7 @@ class PixelArray:
         width: Width in pixels.
         dtype: `uint16` or `uint8`.
         gsd_m: Ground sampling distance in meters; 0 if unknown.
-        nodata: Value that means "not measured". Statistics leave it out.
+        nodata: Value that means "not measured"; None if there is none. Statistics leave it out.
         long_name: Meaning of the values if they are neither reflectance nor brightness.
     """
 
@@ -87,16 +87,16 @@ class PixelArray:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Return the names of the array's dimensions, such as patch, band, y and x. They differ between resolutions.
+        """Return the names of the array's four dimensions, such as `patch`, `band_10m`, `y_10m` and `x_10m`.
 
-        The reason is xarray: two dimensions with the same name must have the same size.
+        They differ between resolutions, because xarray wants dimensions of the same name to have the same size.
         """
         grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
 
     @property
     def attributes(self) -> JsonObject:
-        """Return the Zarr attributes of the pixel array. Statistics are missing: the end of a conversion adds them."""
+        """Return the Zarr attributes of the pixel array, except band statistics: the end of a conversion adds these."""
         about: JsonObject = {"bands": list(self.bands), "gsd_m": self.gsd_m}
         reflectance = self.dtype == "uint16"
         about["long_name"] = self.long_name or ("surface reflectance" if reflectance else "brightness")
@@ -106,14 +106,15 @@ class PixelArray:
 
 @dataclass(frozen=True)
 class Column:
-    """Describe one metadata array (a column) of a store. It has a row for each patch.
+    """Describe one metadata array (a column) of a store, which has a row for each patch.
 
     Attributes:
         name: Name of the array.
         dtype: NumPy's name of the type, or `string`.
         fill: Value that stands for a missing value.
         attributes: Attributes of the array: units, class names, meanings of codes.
-        width: Size of the second dimension, the number of values a patch. 0 means one value and no second dimension.
+        width: Number of values for each patch, the size of the second dimension. 0 means one value, and no second
+            dimension.
     """
 
     name: str
@@ -124,7 +125,7 @@ class Column:
 
 
 class BadPatchError(Exception):
-    """Report that a patch of the archive is damaged or incomplete: an error code, and words for the error report."""
+    """Report that a patch of the archive is damaged or incomplete, by an error code and in words."""
 
     def __init__(self, code: str, words: str) -> None:
         """Store the error code and the words for the error report.
@@ -139,7 +140,7 @@ class BadPatchError(Exception):
 
 @dataclass
 class Patch:
-    """Hold one patch before it goes into the store.
+    """Hold the pixels, the metadata and the problems of one patch of an archive, before they go into the store.
 
     Attributes:
         arrays: Pixels by name of the array; empty if the patch has no pixels.
@@ -162,9 +163,10 @@ class Patch:
 
     @property
     def error(self) -> str:
-        """Return the error code of the patch, by name.
+        """Return the name of the patch's error code, a key of `ERRORS`.
 
-        This is the first problem that makes the patch unusable, else its first problem, else `ok`.
+        It is that of the first problem that makes the patch unusable. If none does, it is that of the first problem. A
+        patch without problems has `ok`.
         """
         names = [name for name, _ in self.problems]
         return next((name for name in names if name not in USABLE), names[0] if names else "ok")
@@ -178,7 +180,7 @@ def printable(words: str, most: int = 500) -> str:
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
-    """Return the description of a label set's column. Its attributes hold the class names.
+    """Return the description of the column for a label set. The column's attributes hold the class names.
 
     Args:
         name: Name of the column.
@@ -192,7 +194,7 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
 
 
 def split_column(name: str) -> Column:
-    """Return the description of a split's column, which holds train, validation or test for each patch."""
+    """Return the description of a split's column, which says train, validation or test for each patch, as a code."""
     meanings = " ".join([*SPLIT_CODES, "none"])
     attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)

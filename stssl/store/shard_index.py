@@ -1,4 +1,4 @@
-"""Read and check the index of a shard file: where its patches lie, and what their checksums are."""
+"""Read and check the index of a shard file (a file of many patches): where its patches lie, and their checksums."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ BLOSC_OVERHEAD = 16
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Read from the end of an open shard file where its patches lie, and what their checksums are.
 
-    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
+    Return offsets and sizes [patches, 2] in bytes, and checksums [patches] (an empty array for older stores).
 
     Args:
         file: Descriptor of the open file.
@@ -38,7 +38,7 @@ def parse_tail(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Find in the last bytes of a shard file where its patches lie, and what their checksums are.
 
-    Return offsets and sizes [patches, 2], and checksums [patches] (none in older stores).
+    Return offsets and sizes [patches, 2] in bytes, and checksums [patches] (an empty array for older stores).
 
     Args:
         tail: Last `tail_bytes` of the shard.
@@ -82,7 +82,7 @@ def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArr
     index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
     spans = index[index[:, 0] != EMPTY]
     room = np.uint64(size - length)
-    # Do not add offset and size: the sum may exceed 2^64.
+    # Do not add offset and size: the sum of damaged values may exceed 2^64, and would then wrap to a small number.
     if (spans[:, 0] > room).any() or (spans[:, 1] > room - spans[:, 0]).any():
         raise DataError(f"{path} is damaged: its index points beyond its end. Run `stssl verify`.")
     spans = spans[np.argsort(spans[:, 0], kind="stable")]

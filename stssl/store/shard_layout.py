@@ -31,7 +31,7 @@ class Layout:
         shard: Number of patches in a shard.
         dtype: Type of the values.
         blosc: True if patches are Blosc frames, False if they are uncompressed.
-        fill: Value of all pixels of a patch that is left out.
+        fill: Value of all pixels of a patch that the shard file leaves out.
     """
 
     shape: tuple[int, ...]
@@ -108,7 +108,7 @@ def known_layout(meta: ZarrTree) -> Layout | None:
 
 
 def _is_possible(layout: Layout) -> bool:
-    """Return True if all numbers of a layout have the right type and are within their limits."""
+    """Return True if the numbers of a layout, which come from a file, have the right types and are within limits."""
     numbers = (*layout.shape, layout.shard, *layout.checksums)
     return (
         all(type(number) is int for number in numbers)

@@ -1,7 +1,8 @@
 """Read patches of one sharded Zarr array directly from its shard files.
 
-zarr-python needs a millisecond of Python for each chunk. This reader is faster. It reads the index of a shard once and
-checks its crc32c. It reads each patch with one `preadv`, checks it, and decodes it into its place in the batch.
+zarr-python needs a millisecond of Python for each chunk. This reader is faster. It reads the index of each shard (a
+file of many patches) once and checks its crc32c. It reads each patch with one `preadv`, checks it, and decodes it into
+the array of the batch.
 
 The reader knows only the layout that `shard_layout` recognizes, in a local folder.
 
@@ -32,17 +33,17 @@ SPARE_FILES = 256
 RESIDUE = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c."""
 _HEADER, _SIZE, _SIZE_AT, _MEMCPYED = struct.Struct("<4B3I"), struct.Struct("<I"), 4, 2
-# Each reader has its own threads. Threads of Blosc would compete with them for the cores.
+# Turn off the threads of Blosc: they would compete for the cores with the threads that each reader has itself.
 blosc.use_threads = False
 
 RawPixels = AnyArray
 
 
 class Wanted(NamedTuple):
-    """Hold where the bytes of n wanted patches are, and where their pixels go in a batch.
+    """Say where the bytes of n wanted patches are, and where their pixels go in a batch.
 
     Attributes:
-        places: [n] places in the batch.
+        places: [n] indexes in the batch.
         rows: [n] store rows.
         files: [n] descriptors of open files.
         spans: [n, 2] offset and size of each patch in its file, in bytes.
@@ -73,7 +74,7 @@ class ShardedArray:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without open files: another process opens its own."""
+        """Return the state to pickle, without open files: the process that reads the pickle opens its own."""
         return {"folder": self.folder, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,9 +120,9 @@ class ShardedArray:
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches, check them, and return their checksums.
+        """Read uncompressed patches into the batch `out`, check them, and return their checksums.
 
-        A checksum covers all bands. So read all bands, even if few are wanted.
+        Read all bands, even if few are wanted, because a patch's checksum covers all of them.
         """
         size, whole, found = out[0].nbytes, self.layout.patch_bytes, []
         first = bands.start * (whole // self.layout.shape[1])
@@ -139,7 +140,7 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches that have no checksums, each with one system call. Return no checksums: []."""
+        """Read uncompressed patches without checksums into the batch `out`, each by one system call. Return []."""
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -150,7 +151,10 @@ class ShardedArray:
         return []
 
     def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Decode the wanted bands of compressed patches (Blosc frames) into a batch. Return the patches' checksums."""
+        """Decode the wanted bands of compressed patches (Blosc frames) into the batch `out`.
+
+        Return the patches' checksums; an empty list if the array has none.
+        """
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()
         room: Any = np.empty(int(spans[:, 1].max()) if len(spans) else 0, np.uint8)
@@ -168,12 +172,13 @@ class ShardedArray:
                     if value != _SIZE.unpack_from(scratch, body)[0]:
                         raise ValueError("it fails its checksum")
                     found.append(value)
-                # Blosc trusts the header. With a damaged header, it would read beyond the buffer.
+                # Check the header, which Blosc trusts: with a damaged header, it would read beyond the buffer.
                 _, _, flags, _, decoded, block, stored = _HEADER.unpack_from(data)
                 if stored != len(data) or decoded != expected or not 0 < block <= max(expected, 128):
                     raise ValueError("its header is damaged")
                 if wants < expected and bands.start == 0 and wants % block == 0 and not flags & _MEMCPYED:
-                    # Decode only the first bands: with a new size in the header, their blocks are a valid frame.
+                    # Decode only the first bands, which is faster. It works because their blocks are a valid frame once
+                    # the header has the smaller size.
                     _SIZE.pack_into(data, _SIZE_AT, wants)
                     blosc.decompress(data, target)
                 elif wants < expected:
@@ -194,11 +199,11 @@ class ShardedArray:
         return self.folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Open the files of some shards, and read where each patch lies in them.
+        """Open the files of the shards with the numbers `shards`, and read where each patch lies in them.
 
         Returns:
-            Two arrays. The first has the offset and the size of each patch, [capacity of all shards, 2]. The second has
-            the file descriptor of each shard, or -1 if the shard is not open.
+            Two arrays. The first has the offset and the size of each patch in bytes, [capacity of all shards, 2]. The
+            second has the file descriptor of each shard of the array, or -1 if the shard is not open.
         """
         with self._lock:
             if self._index is None or self._files is None:
@@ -214,7 +219,7 @@ class ShardedArray:
             return self._index, files
 
     def _open_shard(self, shard: int, index: NDArray[np.uint64]) -> int:
-        """Open the file of one shard, and return its descriptor. Write the places of its patches into `index`."""
+        """Open the file of one shard, and return its descriptor. Write its patches' offsets and sizes into `index`."""
         path = self._shard_path(shard)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -229,7 +234,7 @@ class ShardedArray:
             except DataError:
                 os.close(file)
                 raise
-        # Reads jump around in the file. So tell the system not to read ahead.
+        # Tell the system not to read ahead: reads jump around in the file, so the next bytes are seldom needed.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
@@ -249,14 +254,17 @@ class ShardedArray:
 
 
 class _Files:
-    """Count the files that all readers of this process keep open. Raise the process's limit on open files if needed."""
+    """Count the shard files that all readers of this process may hold open, to keep below the limit on open files."""
 
     reserved = 0
     lock = threading.Lock()
 
     @classmethod
     def reserve(cls, count: int) -> bool:
-        """Allow `count` more open files. Return False if the system's hard limit is too low for them."""
+        """Reserve room for `count` more open files. Raise the process's limit on open files if needed.
+
+        Return False if the system's hard limit is too low: then nothing is reserved.
+        """
         with cls.lock:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             needed = cls.reserved + count + SPARE_FILES
@@ -269,6 +277,6 @@ class _Files:
 
     @classmethod
     def release(cls, count: int) -> None:
-        """Reduce the count of open files by `count`, after they were closed."""
+        """Give back the room of `count` open files, after they were closed."""
         with cls.lock:
             cls.reserved -= count

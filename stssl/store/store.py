@@ -36,7 +36,7 @@ _TOLD: set[str] = set()
 
 @dataclass(frozen=True)
 class BandGroup:
-    """Describe one pixel array of a store.
+    """Describe one pixel array of an open store: the bands of one resolution, or a map.
 
     Attributes:
         name: `b10`, `b20`, `b60` or `rgb`; other names for maps.
@@ -44,8 +44,8 @@ class BandGroup:
         height: Height in pixels.
         width: Width in pixels.
         dtype: Type of the stored values.
-        statistics: Lists `mean`, `std`, `min`, `max` and `count` with a number for each band. `split` names the patches
-            that they are computed from.
+        statistics: Lists `mean`, `std`, `min`, `max` and `count` with a number for each band. The text `split` names
+            the patches from which they were computed, such as `official:train`.
     """
 
     name: str
@@ -57,10 +57,13 @@ class BandGroup:
 
 
 class Store:
-    """Give access to an open store. The first access to a column reads it."""
+    """Give access to the description, the metadata columns and the pixels of a store.
+
+    A column is read at its first use.
+    """
 
     def __init__(self, path: str, description: Description) -> None:
-        """Make a store from a checked description. Users call `Store.open` instead.
+        """Make a store object from a checked description. Users call `Store.open` instead, which reads the description.
 
         Args:
             path: Path or URL of the store.
@@ -91,7 +94,7 @@ class Store:
 
     @property
     def unprotected(self) -> tuple[str, ...]:
-        """List the parts of the store that have no checksums. Only stores of older versions have such parts."""
+        """List which of `columns`, `pixels` and `descriptions` have no checksums. Only older stores lack them."""
         parts = {
             "columns": COLUMN_HASHES in self.attrs,
             "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
@@ -101,7 +104,7 @@ class Store:
 
     @property
     def size(self) -> int:
-        """Return N, the number of patches. Unreadable patches count too."""
+        """Return N, the number of patches in the store. Unreadable patches count too."""
         return int(self.attrs["patches"])
 
     @cached_property
@@ -122,7 +125,7 @@ class Store:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Return the names of all bands, array by array."""
+        """Return the names of all bands of the store, one image array after the other."""
         return tuple(band for group in self.groups.values() for band in group.bands)
 
     @property
@@ -140,7 +143,7 @@ class Store:
         return tuple(self.column_attributes(label_set)["classes"])
 
     def multilabel(self, label_set: str) -> bool:
-        """Return True if a patch may have any number of classes in a label column."""
+        """Return True if a patch may have any number of classes in the label column `label_set`, False if one each."""
         return bool(self.column_attributes(label_set)["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
@@ -174,6 +177,9 @@ class Store:
     def unchecked(self, name: str) -> ColumnArray:
         """Read a column of metadata, such as `lat`, without a check that it did not change since the conversion.
 
+        Returns:
+            Array [N] of N patches, or [N, values] with several values for each patch.
+
         Raises:
             DataError: The store has no such column, or the column cannot be read.
         """
@@ -182,7 +188,8 @@ class Store:
                 values = np.asarray(open_array(self.path, name, self._meta(name))[:])
         except DAMAGE as error:
             raise DataError(f"{self.path}: column {name} cannot be read ({error}). Convert again.") from None
-        # NumPy cannot cast its variable-length strings to fixed-width ones. It can cast Python's strings.
+        # Convert NumPy's variable-length strings to Python's: callers cast texts to fixed-width types, and NumPy cannot
+        # cast its own variable-length strings.
         return values.astype(object) if values.dtype.kind == "T" else values
 
     def is_converted(self, name: str, values: AnyArray) -> bool:
@@ -207,7 +214,7 @@ class Store:
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the mean [bands] and the standard deviation [bands] of the bands in `bands`.
 
-        The deviation of a constant band is 0. Return 1 for it, as nothing can be divided by 0.
+        For a constant band, return the deviation 1 instead of 0, because pixels are divided by it.
 
         Raises:
             DataError: The store has no statistics for a band.
@@ -226,7 +233,10 @@ class Store:
         return found[:, 0], found[:, 1]
 
     def published_statistics(self) -> dict[str, tuple[float, float]]:
-        """Return mean and standard deviation of each band as the archive's makers published them; empty if unknown.
+        """Return the band statistics that the makers of the archive published.
+
+        Returns:
+            (mean, standard deviation) by name of the band; empty if the store has no published statistics.
 
         Raises:
             DataError: The store's attribute `published_statistics` does not hold numbers for bands.
@@ -246,7 +256,7 @@ class Store:
         return found
 
     def constant(self, bands: Sequence[str]) -> list[str]:
-        """List the constant bands among `bands`: all pixels in the statistics have one value."""
+        """List those of `bands` that are constant: all pixels that count for the band statistics have one value."""
         return [
             band
             for group in self.groups.values()
@@ -256,18 +266,21 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the store's pixels, labels and layout. A run records it to notice a changed store."""
+        """Return a hash of the store's pixels, labels, bands and schema version.
+
+        A run records it, and so notices later that the store has changed.
+        """
         digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
         for name in ("content_hash", *self.label_sets):
             digest.update(np.ascontiguousarray(self.column(name)).tobytes())
         return digest.hexdigest()
 
     def about(self) -> dict[str, str]:
-        """Return the path and the fingerprint (the hash of the contents) of the store. A run records both."""
+        """Return the path and the fingerprint (the hash of the contents) of the store, for the record of a run."""
         return {"path": self.path, "fingerprint": self.fingerprint}
 
     def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
-        """Read the stored pixels of patches.
+        """Read the stored pixels of patches, given their rows in the store.
 
         Args:
             rows: n row numbers. They need not be sorted.
@@ -315,18 +328,18 @@ class Store:
     def reader(
         self, bands: Sequence[str], threads: int = 1, direct: bool = True, *, cache: DiskCache | None = None
     ) -> StoreReader:
-        """Make a reader, which reads the pixels of some bands for many patches at once.
+        """Return a reader, which reads the pixels of some bands for many patches at once.
 
         Args:
             bands: Wanted bands.
-            threads: Number of threads that share a batch.
+            threads: Number of threads that share the work of reading a batch.
             direct: True to read shard files directly if their layout is known. Else zarr reads them.
             cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
         """
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
     def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
-        """Make a reader of all maps. Maps are pixel arrays without image bands, such as a map of land cover.
+        """Return a reader of all maps. Maps are pixel arrays without image bands, such as a map of land cover.
 
         Args:
             cache: Cache on disk for an object store. Without a cache, zarr reads the object store.

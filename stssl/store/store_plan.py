@@ -1,4 +1,4 @@
-"""Plan the contents of a store, and arrange the patches of a shard as the plan says: pixel arrays and columns."""
+"""Plan the arrays of a store, and arrange the patches of each shard (a file of many patches) as the plan says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,18 +30,19 @@ class StorePlan:
     """Describe the store that a conversion writes: its arrays, columns and splits.
 
     Attributes:
-        patches: Number of rows.
-        shard: Number of patches in a shard.
-        codec: A key of `CODECS`.
-        arrays: Pixel arrays. Together they make up a patch.
+        patches: Number of patches, each of which is one row of the store.
+        shard: Number of patches in a shard (a file of many patches).
+        codec: Name of the compression of pixels, a key of `CODECS`.
+        arrays: Pixel arrays of the images. Each patch has pixels in all of them.
         columns: Metadata arrays.
         label_sets: Names of the columns with labels.
         splits: Names of the splits. The column of a split is called `split_<name>`.
-        statistics_split: Name of a split. Its training part gives the band statistics. If the store has no such split,
-            all patches do.
-        identity: Source of the conversion, without paths, hosts or times.
-        maps: Arrays with the same rows that are no image bands.
-        attributes: More attributes for the group.
+        statistics_split: Name of the split whose training patches give the band statistics. If the store has no such
+            split, all patches do.
+        identity: What is converted, and with which options, without paths, hosts or times. A conversion that resumes
+            compares it.
+        maps: Pixel arrays without image bands, such as a map of land cover.
+        attributes: More attributes for the Zarr group of the store.
     """
 
     patches: int
@@ -58,15 +59,17 @@ class StorePlan:
 
     @property
     def shards(self) -> int:
-        """Return the number of shards that the store will have."""
+        """Return how many shards (files of many patches) each pixel array of the store will have."""
         return -(-self.patches // self.shard)
 
     def rows(self, shard: int) -> range:
-        """Return which rows of the store a shard (a file of many patches) has."""
+        """Return the numbers of the store rows whose patches are in a shard (a file of many patches)."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
 
     def metadata(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
-        """Arrange the metadata of a shard's patches as columns: one array for each name, with one row for each patch.
+        """Arrange the metadata of a shard's patches as columns.
+
+        Return an array for each name of a column, with one row for each patch.
 
         Args:
             names: Names of the patches.
@@ -79,15 +82,20 @@ class StorePlan:
             made: Values = {"patch_id": name, "valid_bands": patch.valid_bands, "content_hash": hashed}
             for column, value in (patch.values | made | {"error_code": ERRORS[patch.error]}).items():
                 columns[column][place] = value
-        # The archives' splits list bad patches too. No training or scoring may use these.
+        # Take unusable patches out of all splits: the archives' splits list them too, but training and scoring must not
+        # use them.
         for split in self.splits:
             columns[f"split_{split}"][np.isin(columns["error_code"], UNUSABLE)] = NO_SPLIT
         return columns
 
     def counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Return True for each patch that counts for the band statistics: the usable training patches.
+        """Return a mask [patches] of a shard, True for patches that count for the band statistics.
 
-        Without a split, all usable patches count for the statistics.
+        These are the usable training patches of the split `statistics_split`. If the store has no such split, they are
+        all usable patches.
+
+        Args:
+            columns: Metadata of the shard, from `metadata`.
         """
         split = columns.get(f"split_{self.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
@@ -95,15 +103,16 @@ class StorePlan:
 
 
 def measured_masks(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Join the masks of the patches that count for band statistics: True for each pixel that the satellite measured.
+    """Join the masks of measured pixels of those patches that count for the band statistics.
 
     Args:
         patches: The n patches of a shard.
-        array: Pixel array of the masks.
+        array: Pixel array to which the masks belong.
         counted: [n] True for the patches that count for statistics.
 
     Returns:
-        [counted patches, bands, height, width]; None if all pixels are measured.
+        [counted patches, bands, height, width], True for each pixel that the satellite measured; None if it measured
+            all pixels of the shard, or if no patch counts.
     """
     if not any(array.name in patch.measured for patch in patches):
         return None
@@ -113,7 +122,10 @@ def measured_masks(patches: list[Patch], array: PixelArray, counted: NDArray[np.
 
 
 def stacked(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
-    """Join the pixels of n patches into one array [n, bands, height, width]. A patch without pixels gets zeros."""
+    """Join the pixels that n patches have for `array` into one array [n, bands, height, width].
+
+    A patch without such pixels gets zeros.
+    """
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
         if array.name in patch.arrays:
@@ -122,6 +134,6 @@ def stacked(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteg
 
 
 def empty_column(column: Column, rows: int) -> ColumnArray:
-    """Make a metadata column of `rows` rows, in which each value is missing (it has the fill value)."""
+    """Return the values of a metadata column for `rows` patches, all of them missing (equal to the fill value)."""
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)

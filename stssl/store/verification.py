@@ -1,4 +1,4 @@
-"""Verify that a store did not change since its conversion. Check every index, and decode and hash every patch."""
+"""Verify that a store did not change since its conversion, by the checksums of shards and the hashes of patches."""
 
 import tempfile
 from collections.abc import Callable
@@ -26,7 +26,7 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the result of the check of a store: numbers of checked patches, and problems.
+    """Hold the result of the check of a store: how many patches were checked, and what is wrong.
 
     Attributes:
         patches: Number of checked patches.
@@ -40,7 +40,7 @@ class Findings:
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """List the problems as lines of text. If many patches have the same problem, one line tells their number."""
+        """List the problems as lines of text. If several patches have the same problem, one line tells their number."""
         found: dict[str, list[str]] = {}
         for problem in self.problems:
             found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
@@ -53,24 +53,25 @@ def verify(
     names: Callable[[int], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Compare a store with its checksums and hashes, and with the archive if `original` is given. Return the problems.
+    """Compare a store with its checksums and hashes. If `original` is given, also compare it with the archive.
 
     Compare the index of every shard with its checksum, and every patch with its hash. Compare every column with its
-    hash and with the number of patches. With `original`, compare every patch and its maps with the archive.
+    hash and with the number of patches. With `original`, compare every patch and its maps with the archive. Return what
+    is wrong.
 
     Args:
         path: Path or URL of the store.
-        original: Function that reads the patch of a row from the archive.
-        names: Function that returns the archive's name for a row.
+        original: Function that reads from the archive the patch that a row of the store should have.
+        names: Function that returns the name that the archive has for the patch of a row.
         progress: Function that gets the number of checked patches and the number of all patches.
 
     Raises:
-        DataError: The path has no finished store.
+        DataError: The path has no finished store, or a needed metadata column is missing or broken.
     """
     store = Store.open(path)
     _check_columns(store)
     problems, checked = [*_changed_descriptions(store), *_changed_columns(store)], 0
-    # Check the bytes in the object store. So use a new, empty cache: other processes may have filled the usual cache.
+    # Use a new, empty cache, so that the check reads the bytes in the object store: the usual cache may have others.
     folder = tempfile.TemporaryDirectory(prefix="stssl-verify-") if is_remote(store.path) else None
     cache = DiskCache(folder.name, CACHE_BYTES) if folder else None
     readers = [store.reader(store.bands, cache=cache), *([store.map_reader(cache)] if store.maps else [])]
@@ -112,7 +113,7 @@ def _changed_descriptions(store: Store) -> list[str]:
         except DataError as error:
             problems.append(str(error))
             continue
-        # Ignore an empty folder: other checks report its lost patches.
+        # Report nothing for an empty folder: the checks of patches and columns report what it has lost.
         if own is None and (files_at(store.path) / name).names():
             problems.append(f"{name}/zarr.json is missing: programs other than this one need it")
         elif own is not None and (differ := differing_entries(own, copy)):
@@ -153,11 +154,11 @@ def _check_columns(store: Store) -> None:
 
 
 def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
-    """Read the pixels of each store row. Return one entry for each row: its arrays by name, or its error."""
+    """Read the pixels of some patches. For each row in `rows`, return pixel arrays by name, or the reader's error."""
     try:
         blocks = reader.read(rows)
     except DataError as error:
-        # Read the rows one by one. A damaged patch must not hide the other patches of its batch.
+        # Read the rows one by one: a damaged patch must not hide the other patches of its batch from the check.
         if len(rows) == 1:
             return [error]
         return [found for row in rows for found in _blocks(reader, np.array([row]))]
@@ -186,7 +187,15 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
-    """List the maps of a patch that differ from the archive's. If the archive has no map, zeros must be stored."""
+    """List the maps of a patch that differ from the archive's, each in a sentence.
+
+    If the archive has no map for the patch, the store must have zeros.
+
+    Args:
+        name: Name of the patch, for messages.
+        patch: The patch as the archive has it.
+        maps: Maps in the store by name, or the error of reading them, which is reported elsewhere.
+    """
     if isinstance(maps, DataError):
         return []
     differ = [key for key, block in maps.items() if not np.array_equal(block, patch.arrays.get(key, 0 * block))]

@@ -1,8 +1,9 @@
 """Write a store shard by shard. A conversion can stop at any point and resume.
 
-A shard is written in three steps: its pixels, a sidecar file with its rows of metadata, and a marker with the hash of
-the sidecar. When all markers exist, the metadata arrays follow, each in one chunk. The last step sets `complete` in the
-attributes of the group, in one atomic write. A repeated step writes the same bytes.
+A shard (a file of many patches) is written in three steps: its pixels, a sidecar file with the metadata of its patches,
+and a marker file with the hash of the sidecar. When all markers exist, the metadata arrays follow, each in one chunk.
+The last step sets `complete` in the attributes of the group, in one atomic write. A repeated step writes the same
+bytes.
 """
 
 import csv
@@ -41,7 +42,7 @@ class Writer:
     """Write one store. Several processes can write shards of it: each gets a pickled copy of this object."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
-        """Remember the place and the planned contents of the store. Write nothing yet.
+        """Set where to write the store, and what it will contain. Write nothing yet.
 
         Args:
             store: Path or URL of the store.
@@ -69,7 +70,9 @@ class Writer:
         return attributes
 
     def prepare(self) -> None:
-        """Create the store with empty pixel arrays. If it exists already, check that this conversion began it.
+        """Create the store with empty pixel arrays. If it exists already, check that the same conversion began it.
+
+        An unfinished store of an older version of this program is emptied, and begins again.
 
         Raises:
             DataError: The path holds other files or another conversion, or it cannot be written.
@@ -117,7 +120,7 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the pixel arrays that exist already have checksums, as this version writes them.
+        """Return True if the store already has all planned pixel arrays, in a format with checksums for the patches.
 
         Older versions of this program wrote no checksums. Their unfinished conversions must begin again.
         """
@@ -126,11 +129,11 @@ class Writer:
         return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
 
     def is_complete(self) -> bool:
-        """Return True if the store is finished."""
+        """Return True if the conversion has finished the store."""
         return self.attributes().get("complete") is True
 
     def missing(self) -> list[int]:
-        """List the numbers of the shards (files of many patches) that are not written yet."""
+        """List the numbers of the shards (files of many patches) that are not written yet, or not whole."""
         if self.is_complete():
             return []
         there = set(self.work.names())
@@ -142,7 +145,8 @@ class Writer:
         if sidecar is None:
             return False
         with np.load(io.BytesIO(sidecar)) as part:
-            # Older versions of this program wrote fewer columns. Their unfinished shards are written again.
+            # Count a sidecar without some columns as not whole: older versions of this program wrote fewer columns, so
+            # their shards must be written again.
             return all(column.name in part for column in self.plan.columns) and all(
                 f"shard_{array.name}" in part
                 and self._checksum_there(array.name, shard) == int(part[f"shard_{array.name}"])
@@ -150,20 +154,20 @@ class Writer:
             )
 
     def _checksum_there(self, name: str, shard: int) -> int | None:
-        """Compute the checksum of the end of a shard file, in the array `name`. Return None without such a file."""
+        """Compute the checksum of the end of a shard file of the array `name`. Return None if the file is missing."""
         tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
         return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
-        """Read the file that holds the metadata of a shard's patches (the sidecar).
+        """Return the contents of the file that holds the metadata of a shard's patches (the sidecar).
 
-        Return None if it does not match the hash in the marker, which is written last.
+        Return None if the file is missing, or does not match the hash in the marker file, which is written last.
         """
         marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write the pixels and the metadata of a shard (many patches), and last a marker that says it is whole.
+        """Write the pixels and the metadata of a shard (many patches), and last a marker file that says it is whole.
 
         Args:
             shard: Number of the shard.
@@ -176,7 +180,8 @@ class Writer:
         for name, block in (pixels | maps).items():
             shard_bytes = encode_shard(block, self.plan.shard, CODECS[self.plan.codec], checked=True)
             self.files.write(f"{name}/c/{shard}/0/0/0", shard_bytes)
-            # Compute the checksum from memory, not from the file: so later reads find an error of the disk.
+            # Compute the checksum from the bytes in memory, not from the file: else it would fit a file that the disk
+            # has damaged.
             checksums[f"shard_{name}"] = np.array(shard_checksum(shard_bytes[-tail_bytes(self.plan.shard) :]), np.int64)
         columns = self.plan.metadata(names, patches, pixels)
         sidecar = {
@@ -191,17 +196,19 @@ class Writer:
         problems = [[name, *problem] for name, patch in zip(names, patches, strict=True) for problem in patch.problems]
         buffer = io.BytesIO()
         sidecar |= checksums
-        # numpy's stubs take any keyword for `allow_pickle`.
+        # Ignore the type: mypy takes every keyword for the argument `allow_pickle`, because of numpy's type hints.
         np.savez_compressed(buffer, problems=np.array(json.dumps(problems)), **sidecar)  # type: ignore[arg-type]
         self.work.write(f"{shard:06d}.npz", buffer.getvalue())
-        # Write the marker last: it promises that pixels and sidecar are whole.
+        # Write the marker last: after a crash, a shard without a marker is written again.
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def require_usable(self) -> None:
-        """Check that at least one patch can be used. If none can, remove the store and its working files.
+        """Check that at least one patch can be used. If all shards exist and none can, remove the store.
+
+        Also remove the working files then.
 
         Raises:
-            DataError: No patch can be used. The message has the first problem.
+            DataError: No patch can be used. The message has the problem of the first one.
         """
         if self.is_complete():
             return
@@ -225,10 +232,10 @@ class Writer:
     def finish(self) -> dict[str, int]:
         """Finish a store after its last shard: write metadata arrays, statistics and the error report.
 
-        Then mark the store as complete, and remove working files.
+        Then mark the store as complete, and remove the working files.
 
         Returns:
-            How often each error occurred, by name of the error.
+            How often each error of patches occurred, by name of the error.
 
         Raises:
             DataError: Some shards are missing. For example, another node wrote them to its own disk.
@@ -257,11 +264,11 @@ class Writer:
         return dict(read_description(self.store).attributes.get("errors", {}))
 
     def _write_statistics(self, group: Any, parts: list[NpzFile]) -> None:
-        """Compute the statistics of all bands from the counts of the shards, and write them into the store.
+        """Compute the statistics of all bands from the pixel counts of the shards, and write them into the store.
 
         Args:
             group: Open Zarr group of the store.
-            parts: Metadata file (sidecar) of each shard, which has the counts.
+            parts: Metadata file (sidecar) of each shard, which has its pixel counts.
         """
         split = self.plan.statistics_split
         source = f"{split}:train" if split in self.plan.splits else "all"
@@ -270,7 +277,13 @@ class Writer:
             group[array.name].attrs["statistics"] = statistics(tallies, array.dtype, source)
 
     def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
-        """Write a CSV file with the problems of all patches. Return how often each error occurred, by name."""
+        """Write a CSV file with the problems of all patches beside the store.
+
+        Return how often each error occurred, by name of the error.
+
+        Args:
+            parts: Metadata file (sidecar) of each shard, which has the problems of its patches.
+        """
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([["patch", "error", "details"], *problems])
@@ -301,8 +314,8 @@ class Writer:
             about | self.plan.attributes
         )
         with warnings.catch_warnings():
-            # zarr warns that consolidated metadata are not in the specification of Zarr v3 yet. Without them, opening a
-            # remote store takes one request for each array.
+            # Write consolidated metadata although zarr warns that Zarr v3 does not specify them yet: without them,
+            # opening a remote store takes one request for each array.
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(zarr_place(self.store))
         whole = json.loads(self.files.read("zarr.json") or b"{}")
@@ -318,9 +331,13 @@ def _digest(data: bytes) -> bytes:
 
 
 def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
-    """Number the places on earth. Return the number of each patch's place: patches of one place have equal numbers.
+    """Return a number [N] for the place on earth of each of N patches. Patches of one place have equal numbers.
 
-    Two patches show one place if they have equal UTM corners. Without UTM corners, take the numbers of the archive.
+    Two patches show one place if they have equal UTM corners. A patch without corners gets -1. If the store has no
+    columns of corners, return the archive's own numbers.
+
+    Args:
+        columns: Metadata columns of all patches, by name.
     """
     if "ulx" not in columns:
         return np.asarray(columns["location_id"], np.int32)
@@ -332,7 +349,7 @@ def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
 
 
 def _write_column(group: Any, column: Column, values: AnyArray) -> None:
-    """Write one metadata column into the store, as an array with a single chunk: opening a store then reads few files.
+    """Write one metadata column into the store, as an array with a single chunk, so that readers open few files.
 
     Args:
         group: Open Zarr group of the store.

@@ -1,8 +1,8 @@
 """Read the description of a store within limits, check it, and compare it with the hashes of its conversion.
 
-The `zarr.json` of the store has a copy of the descriptions of all arrays (consolidated metadata). So a store opens with
-one file. Without the copy, read the file of each array. The attributes of the group hold hashes of everything that
-gives numbers their meaning: the sequence of classes and bands, means, shapes and codes.
+The `zarr.json` of the store has a copy of the descriptions of all arrays (consolidated metadata), so that one file is
+enough to open the store. If the copy is missing, the `zarr.json` of each array is read. The attributes of the group
+hold hashes of everything that gives numbers their meaning: the sequence of classes and bands, means, shapes and codes.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _SCHEMA = {column.name: column for column in (*COMMON, *GEOREFERENCE, *REGION, *
 
 @dataclass(frozen=True)
 class Description:
-    """Hold the description of a store after all checks: the contents of its `zarr.json` files.
+    """Hold the checked description of a store, which are the contents of its `zarr.json` files.
 
     Attributes:
         attributes: Attributes of the group.
@@ -131,10 +131,10 @@ def read_description(store: str) -> Description:
 
 
 def read_file(store: str, name: str) -> bytes | None:
-    """Read a file with a description, at most `JSON_BYTES` bytes. Return None if the file does not exist.
+    """Return the contents of a description file (`zarr.json`) of a store. Return None if the file does not exist.
 
     Raises:
-        DataError: The file cannot be read, or it is larger.
+        DataError: The file cannot be read, or has more than `JSON_BYTES` bytes.
     """
     if is_remote(store):
         return RemoteFiles(store).read(name, JSON_BYTES)
@@ -143,7 +143,7 @@ def read_file(store: str, name: str) -> bytes | None:
 
 
 def read_array(store: str, name: str) -> ZarrTree | None:
-    """Read and check the `zarr.json` of one array. Return None if the file does not exist.
+    """Read and check the `zarr.json` of one array, and return its contents. Return None if the file does not exist.
 
     Raises:
         DataError: The description is damaged. The message names the file and the key.
@@ -158,7 +158,11 @@ def read_array(store: str, name: str) -> ZarrTree | None:
 
 
 def _check_version(attributes: ZarrTree, store: str) -> None:
-    """Raise an error if a Zarr group is no finished store, or was written with another schema version."""
+    """Check that a Zarr group is a finished store with the schema version of this program.
+
+    Raises:
+        DataError: It is not.
+    """
     version = attributes.get("schema_version")
     if version is None:
         raise DataError(f"{store} is a Zarr group, but not a store of stssl: it has no schema_version")
@@ -172,7 +176,17 @@ def _check_version(attributes: ZarrTree, store: str) -> None:
 
 
 def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
-    """Check and return the copies of the array descriptions. Return None if the store has no copies."""
+    """Check the copies of the array descriptions in a store's `zarr.json`, and return them by name of the array.
+
+    Return None if the file has no copies.
+
+    Args:
+        tree: Contents of the `zarr.json`.
+        file: Path of the file, for messages.
+
+    Raises:
+        DataError: A copy is damaged. The message names the file and the key.
+    """
     about = tree.get("consolidated_metadata")
     if about is None:
         return None
@@ -191,12 +205,17 @@ def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
 
 
 def _listed(store: str) -> list[str]:
-    """List the entries of a store's folder that may be arrays. Stores without consolidated metadata need this."""
+    """List the names in a store's folder that may be arrays, for stores whose `zarr.json` does not list the arrays."""
     return [name for name in files_at(store).names() if is_name(name) and name[0] != "." and name != "zarr.json"]
 
 
 def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
     """Check that all arrays of a store exist, and that each fits the store's own attributes.
+
+    Args:
+        found: Description of the store.
+        store: Path or URL of the store, for messages.
+        places: For each name of an array, the file and keys above its description, for messages.
 
     Raises:
         DataError: An array is lost or does not fit. The message names the file and the key.
@@ -220,7 +239,16 @@ def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
 
 
 def _image(found: Description, name: str, where: str) -> list[str]:
-    """Check the description of a pixel array, and return the names of its bands."""
+    """Check the description of a pixel array, and return the names of its bands.
+
+    Args:
+        found: Description of the store.
+        name: Name of the pixel array.
+        where: File and keys above, for messages.
+
+    Raises:
+        DataError: A value is wrong. The message names the file and the key.
+    """
     tree, about = found.arrays[name], found.about(name)
     shape = tree["shape"]
     require(tree, {"data_type": one_of("uint8", "uint16"), "fill_value": one_of(0)}, where)
@@ -255,7 +283,7 @@ def _image(found: Description, name: str, where: str) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    """Return True if a value can be a band statistic: None, or a number of at most a certain size."""
+    """Return True if a value can be a band statistic: None, or a number whose size is below `MOST_STATISTIC`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return abs(value) < MOST_STATISTIC
     return value is None
@@ -281,7 +309,7 @@ def _check_column(found: Description, name: str, where: str) -> None:
 
 
 def _check_labels(found: Description, name: str, where: str) -> None:
-    """Check the description of a label column: its class names and the size of its rows.
+    """Check the description of a label column: its class names, and how many values it has for each patch.
 
     Args:
         found: Description of the store.
@@ -302,16 +330,15 @@ def _check_labels(found: Description, name: str, where: str) -> None:
 def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
     """Hash each part of a store's description that gives numbers their meaning, such as class names and shapes.
 
-    Return the hashes by key, and one hash over all of them.
-
-    A key that someone adds later has no hash. No code compares it.
+    Return the hashes by key, and under the key `all` one hash over all of them. A key that someone later adds to the
+    description has no hash, and is not compared.
     """
     hashes = {key: _hash(value) for key, value in _meant(attributes, arrays)}
     return hashes | {ALL: _hash(hashes)}
 
 
 def _meant(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a store's description that give numbers their meaning, such as class names: key and value."""
+    """Yield key and value of each part of a store's description that gives numbers their meaning, such as classes."""
     for key, value in attributes.items():
         if key not in _NOT_MEANT:
             yield f"attributes.{key}", value
@@ -326,7 +353,9 @@ def _hash(value: object) -> str:
 
 
 def compare_hashes(found: Description, root: str, places: Mapping[str, str]) -> None:
-    """Check that a store's description did not change since its conversion, by hashes. Older stores have no hashes.
+    """Check by its hashes that a store's description did not change since its conversion.
+
+    Skip the check for older stores, which have no hashes.
 
     Args:
         found: The description.
@@ -354,6 +383,9 @@ def compare_hashes(found: Description, root: str, places: Mapping[str, str]) -> 
 
 
 def differing_entries(own: ZarrTree, copy: ZarrTree) -> list[str]:
-    """List the keys that differ between the description of an array and the store's copy of it."""
+    """List the keys that differ between an array's own description and the copy of it in the store's `zarr.json`.
+
+    Compare only keys that give numbers their meaning.
+    """
     first, second = (dict(_meant({}, {"": tree})) for tree in (own, copy))
     return sorted(key[1:] for key in first.keys() | second.keys() if first.get(key) != second.get(key))
