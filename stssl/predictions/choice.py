@@ -1,4 +1,4 @@
-"""Decide what a prediction writes, by the ending of the output: a map of a scene, or a table of patches."""
+"""Decide by the ending of the output what `stssl predict` writes: a map of a scene, or a table of patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from stssl.predictions.predicted_table import TABLE_SUFFIXES, OnPatch, PatchOpti
 
 @dataclass(frozen=True)
 class Predicted:
-    """Hold the result of a prediction.
+    """Say what `predict_inputs` wrote and where, with scores and remarks.
 
     Attributes:
-        path: Map or table. For a URL, this process's copy of it.
-        place: Path or URL of it.
+        path: Local path of the map or table. If the output is a URL, path of this process's copy.
+        place: Path or URL of the output.
         scores: Scores by name, for tables of patches with labels.
         lines: Remarks for the user, one line each.
     """
@@ -30,7 +30,7 @@ class Predicted:
 
 
 def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
-    """Return the unit of a prediction's progress: `windows` for a map, `patches` for a table.
+    """Return in what a prediction's progress is counted: `windows` for a map, `patches` for a table.
 
     Args:
         inputs: Inputs of the prediction.
@@ -59,14 +59,14 @@ def predict_inputs(
     labels: str | None = None,
     progress: OnPatch | None = None,
 ) -> Predicted:
-    """Predict a map of a scene, or a table of patches.
+    """Predict classes, and write them as a map of a scene or as a table of patches. The ending of `out` decides.
 
     Args:
         models: Runs or students. The probabilities of several are averaged.
         inputs: A scene, a store, a table of images, or a folder or pattern of images.
         out: Map (`.tif`) or table (`.parquet`) to write: a path or URL.
         options: Bands, windows, kind of map, workers, batch and device.
-        labels: For tables: label set to score against; None takes one with the models' classes.
+        labels: For tables: label set to score against; None takes the one that shares most classes with the models.
         progress: Called with the number of finished windows or patches, and with the number of all.
 
     Raises:
@@ -91,7 +91,11 @@ def predict_inputs(
 
 
 def _refuse_map_options(options: MapOptions) -> None:
-    """Raise a ConfigError if an option is set that only maps of scenes have."""
+    """Check that no option is set that has an effect only on maps of scenes.
+
+    Raises:
+        ConfigError: Such an option is set.
+    """
     defaults = MapOptions()
     flags = {
         "probabilities": "--probabilities",

@@ -18,7 +18,7 @@ from stssl.store.schema import MISSING_TIME, SPLIT_CODES
 
 @dataclass
 class CommonColumns:
-    """Collect, batch by batch, the columns that describe the patches and do not depend on a model.
+    """Collect, batch by batch, the columns of a table that describe its patches and do not depend on a model.
 
     Attributes:
         source: Source of the patches.
@@ -48,7 +48,7 @@ class CommonColumns:
 
     @property
     def names(self) -> list[str]:
-        """Return the names of all patches that were added."""
+        """Return the names of all patches that `add` collected."""
         return self._names
 
     @property
@@ -63,11 +63,11 @@ class CommonColumns:
 
     @property
     def rings(self) -> Doubles:
-        """Return the patches' outlines as longitudes and latitudes [n, 5, 2]; NaN where unknown."""
+        """Return the patches' outlines as five points [n, 5, 2] of longitude and latitude; NaN where unknown."""
         return self._joined("rings").astype(np.float64)
 
     def first(self) -> dict[str, pyarrow.Array]:
-        """Return the table's columns that stand before a model's results: names, places and dates."""
+        """Return, by name, the table's columns that stand before a model's results: names, places and dates."""
         lat, lon, time = (self._joined(name) for name in ("lat", "lon", "time"))
         seconds = pyarrow.array(time.astype(np.int64), pyarrow.int64(), mask=time == MISSING_TIME)
         return {
@@ -78,7 +78,10 @@ class CommonColumns:
         }
 
     def last(self) -> dict[str, pyarrow.Array]:
-        """Return the table's columns that stand after a model's results: parts of splits, and errors."""
+        """Return, by name, the table's columns that stand after a model's results: parts of splits, and errors.
+
+        A part of a split is `train`, `validation` or `test`.
+        """
         words = {code: part for part, code in SPLIT_CODES.items()}
         found = {
             name: pyarrow.array([words.get(int(code)) for code in self._joined(name)], pyarrow.string())
@@ -88,13 +91,13 @@ class CommonColumns:
 
 
 def output_path(out: str | Path, inputs: Iterable[str | Path], suffixes: Sequence[str], what: str) -> Path:
-    """Check the path of an output, such as a table, and return it as an absolute path.
+    """Check the path of a command's output, such as a table, and return it as an absolute path.
 
     Args:
-        out: Path that the user gave.
+        out: Path that the user gave by `--out`.
         inputs: Inputs of the command.
         suffixes: Allowed endings.
-        what: Name of the output in messages.
+        what: Words on the right output, for messages.
 
     Raises:
         ConfigError: The path has another ending, or is an input, or lies inside an input folder.

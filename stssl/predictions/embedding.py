@@ -37,12 +37,12 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class EmbeddedPatches:
-    """Hold the result of an embedding.
+    """Say what `embed_patches` wrote: where, and for how many patches.
 
     Attributes:
-        path: The table or Zarr group.
-        patches: Number of its rows.
-        width: Number of features.
+        path: The table or Zarr group with the features.
+        patches: Number of patches, each of which has one row.
+        width: Number of features of a patch.
         failed: Number of patches without features: they could not be read, or the model gives no finite numbers.
         notes: Remarks for the user, one line each.
     """
@@ -110,7 +110,19 @@ def embed_patches(
 def _features(
     network: FeatureModel, plan: PatchInputs, source: PatchSource, batch: int, progress: OnPatch | None
 ) -> tuple[CommonColumns, NDArray[np.bool_], Floats]:
-    """Compute the features [n, width] of all patches; NaN for patches without features."""
+    """Compute the features of all patches of a source.
+
+    Args:
+        network: Model that computes features.
+        plan: Arranges the pixels as the model's images.
+        source: Source of n patches.
+        batch: Number of patches that the model sees at a time.
+        progress: Called with the number of finished patches and of all patches.
+
+    Returns:
+        Columns that describe the patches, booleans [n] (False for patches without features), and the features
+            [n, width], NaN for these patches.
+    """
     columns, usable, done = CommonColumns(source), [], 0
     out = np.full((source.size, network.width), np.nan, np.float32)
     for read in batches_of(source, batch):

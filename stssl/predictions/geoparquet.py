@@ -1,7 +1,7 @@
-"""Write tables as Parquet. If patches have places, the file is a GeoParquet 1.1 file: maps show it at once.
+"""Write tables of patches as Parquet. If patches have places, write GeoParquet 1.1, which mapping programs show.
 
-Geometries are longitudes and latitudes (OGC:CRS84), written as WKB. If the corners of all placed patches are known, the
-geometries are the outlines of patches, else their centers.
+Geometries are longitudes and latitudes (OGC:CRS84), written as WKB. If the corners are known for all patches that have
+a place, the geometries are the outlines of the patches, else their centers.
 """
 
 import json
@@ -27,10 +27,10 @@ GROUP_ROWS = 50_000
 
 
 def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> Doubles:
-    """Compute the outlines of n patches from their columns of a store.
+    """Compute the outlines of n patches from the metadata columns that say where they lie.
 
     Args:
-        columns: Columns of the n patches.
+        columns: Columns of the n patches, by name.
         ground: Width of a patch in meters, for columns `utm_epsg`, `ulx` and `uly`; 0 if unknown.
         pixels: Width of a patch in pixels, for columns `crs`, `corner_x` and so on.
 
@@ -55,30 +55,30 @@ def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> 
         ys = top[rows, None] - height[rows, None] * np.array([0, 1, 1, 0, 0])
         lon, lat = footprint(crs, xs.reshape(-1).tolist(), ys.reshape(-1).tolist())
         out[rows] = np.stack([lon, lat], 1).reshape(len(rows), 5, 2)
-    # Leave out outlines that cross the antimeridian: on a map, they would span the whole Earth.
+    # Leave out outlines that cross the meridian of 180 degrees: on a map, they would span the whole Earth.
     out[np.ptp(out[:, :, 0], axis=1) > 180] = np.nan
     return out
 
 
 def point_bytes(place: Sequence[float]) -> bytes:
-    """Return a point as WKB bytes, little endian."""
+    """Return a point (longitude, latitude) as WKB bytes, little endian."""
     return struct.pack("<BI2d", 1, 1, *place)
 
 
 def polygon_bytes(ring: Doubles) -> bytes:
-    """Return a polygon of one ring [n, 2] as WKB bytes, little endian."""
+    """Return a polygon with one ring [n, 2] of longitudes and latitudes as WKB bytes, little endian."""
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes()
 
 
 def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings: Doubles, about: JsonObject) -> None:
-    """Write a table as Parquet, as GeoParquet if a patch has a place.
+    """Write a table of n patches as Parquet. If a patch has a place, add geometries, which make it a GeoParquet file.
 
     Args:
         path: File to write.
         table: Table with n rows.
-        centers: [n, 2] longitudes and latitudes; NaN where unknown.
-        rings: [n, 5, 2] outlines; NaN where unknown.
-        about: Origin of the table, for the file's metadata.
+        centers: [n, 2] longitudes and latitudes of the patches' centers; NaN where unknown.
+        rings: [n, 5, 2] longitudes and latitudes of the patches' outlines; NaN where unknown.
+        about: What made the table, and from what, for the file's metadata.
 
     Raises:
         RunError: The file cannot be written.
@@ -104,7 +104,12 @@ def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings
 
 
 def _geo(kind: str, points: Doubles) -> JsonObject:
-    """Make the entry `geo` of a GeoParquet file's metadata, which names the type and the box of the geometries."""
+    """Return the entry `geo` of a GeoParquet file's metadata, which names the type and the box of the geometries.
+
+    Args:
+        kind: Type of all geometries, `Polygon` or `Point`.
+        points: [points, 2] longitudes and latitudes of all geometries.
+    """
     box = [*points.min(0).tolist(), *points.max(0).tolist()]
     column: JsonObject = {"encoding": "WKB", "geometry_types": [kind], "bbox": box, "orientation": "counterclockwise"}
     return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}

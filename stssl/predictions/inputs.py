@@ -1,4 +1,4 @@
-"""Find out what an input is: a store, a table of images, a folder of patches, or a scene that is cut into windows."""
+"""Find out what a user's input is (a store, a table or folder of images, a scene to cut into windows), and open it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +27,14 @@ def open_patches(
     wanted: Sequence[str],
     stride: int | None = None,
 ) -> PatchSource:
-    """Open a source of patches.
+    """Open the inputs of a command as a source of patches for a model.
 
     Args:
         inputs: A store, a table that lists images, a folder or a pattern of images, or images. An image that is larger
             than the model's patches is a scene, and is cut into windows. So is a `.SAFE` folder.
-        model: Description of the model.
+        model: Description of the model, which says how large windows of scenes must be.
         bands: Names of the images' bands in their sequence; empty to read them from the images.
-        wanted: Bands that are needed.
+        wanted: Bands that the model needs.
         stride: Distance of a scene's windows in pixels; None for windows side by side.
 
     Raises:
@@ -73,7 +73,13 @@ def open_patches(
 
 
 def _of_scenes(scenes: Scenes, place: str, model: ModelDescription) -> ArchivePatches:
-    """Open the windows of scenes. Scenes without a date get a remark if the model sees dates."""
+    """Open the windows of scenes as a source of patches. If the model sees dates, add a remark on each undated scene.
+
+    Args:
+        scenes: The scenes.
+        place: The input as the user wrote it, for messages.
+        model: Description of the model.
+    """
     advice = "Put it into the name of the file or folder"
     notes = [
         f"{name}: its name has no date (such as 20230614), which the model sees. {advice}."
@@ -83,12 +89,12 @@ def _of_scenes(scenes: Scenes, place: str, model: ModelDescription) -> ArchivePa
 
 
 def _of_images(images: Manifest, place: str) -> ArchivePatches:
-    """Open a table, a folder or a list of images."""
+    """Open a table, a folder or a list of images as a source of patches. `place` is the input in messages."""
     return ArchivePatches(images, place, images.files, images.notes)
 
 
 def _is_scene(path: Path, side: int) -> bool:
-    """Return True if an image has a place and is larger than a patch."""
+    """Return True if an image is georeferenced and larger than the model's patches, which are `side` pixels wide."""
     try:
         band = describe_file(path)[0]
     except DataError:
@@ -97,6 +103,6 @@ def _is_scene(path: Path, side: int) -> bool:
 
 
 def is_store(place: str) -> bool:
-    """Return True if a path or URL is a store: a URL, or a folder with Zarr's description."""
+    """Return True if a path or URL counts as a store: a URL, or a folder with a `zarr.json` or the ending `.zarr`."""
     path = Path(place)
     return is_url(place) or (path.is_dir() and ((path / "zarr.json").exists() or path.suffix == ".zarr"))

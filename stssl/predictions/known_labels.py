@@ -1,4 +1,4 @@
-"""Find labels of patches to score a model against. Match their classes with those of the model by name."""
+"""Find known labels of patches, to score a model against them. Match their classes with the model's classes by name."""
 
 import numpy as np
 import pyarrow
@@ -13,7 +13,7 @@ from stssl.predictions.patches import PatchBatch, PatchSource
 
 
 class KnownLabels:
-    """Collect the labels of patches batch by batch, as choice ids (numbers) of a model's classes.
+    """Collect the known labels of patches batch by batch, as numbers of a model's classes, to score the model.
 
     Attributes:
         name: Name of the label set.
@@ -21,7 +21,7 @@ class KnownLabels:
     """
 
     def __init__(self, name: str, own: LabelSpace, space: LabelSpace) -> None:
-        """Match the classes of a label set with those of a model.
+        """Match the classes of a label set with those of a model, by name.
 
         Args:
             name: Name of the label set.
@@ -48,7 +48,7 @@ class KnownLabels:
             name: Name of the label set; None chooses the one that shares most classes with the model.
 
         Returns:
-            The labels; None if no label set shares a class with the model.
+            An object that collects labels of the chosen set; None if no set shares a class with the model.
 
         Raises:
             ConfigError: There is no such label set, or it does not fit the model.
@@ -73,7 +73,7 @@ class KnownLabels:
         return fitting[name or max(fitting, key=lambda one: fitting[one][0])][1]
 
     def add(self, batch: PatchBatch) -> None:
-        """Add the labels of a batch of patches."""
+        """Add the labels of a batch of patches. Labels of classes that the model lacks count as unknown."""
         labels = torch.from_numpy(np.array(batch.columns[self.name]))
         own = self._own.targets(labels)
         places = torch.tensor(self._places)
@@ -86,21 +86,23 @@ class KnownLabels:
         for column, place in enumerate(self._places):
             if place >= 0:
                 out[:, place] = own[:, column]
-        # Set classes that the label set lacks to absent in labeled patches: no label of the set can be such a class.
+        # In labeled patches, count the model's classes that the label set lacks as absent: no label of the set can be
+        # such a class.
         labeled = (own != IGNORED).any(1)
         unnamed = [place for place in range(out.shape[1]) if place not in self._places]
         out[:, unnamed] = torch.where(labeled, 0, IGNORED)[:, None]
         self._targets.append(out)
 
     def targets(self) -> Tensor:
-        """Return the labels of all patches as choice ids; `IGNORED` where unknown.
+        """Return the labels of all n patches as numbers, with `IGNORED` for unknown labels.
 
-        The shape is [n, classes] with several labels a patch (1 present, 0 absent), else [n, 1].
+        If a patch has one class, they are the numbers of the model's classes, [n, 1]. If it may have several, they are
+        1 for a present and 0 for an absent class, [n, classes].
         """
         return torch.cat(self._targets)
 
     def column(self) -> pyarrow.Array:
-        """Return the labels as names: one name or a list of names for each patch, null where unknown."""
+        """Return the labels as a table's column: a class name or a list of them for each patch, null where unknown."""
         targets: Ints = self.targets().numpy()
         names = self._space.classes
         if self._space.multilabel:

@@ -24,7 +24,7 @@ PLACED = ("utm_epsg", "ulx", "uly", "crs", "corner_x", "corner_y", "pixel_width"
 
 @dataclass(frozen=True)
 class BandArray:
-    """Describe the bands of one pixel size.
+    """Describe the bands of one pixel size that a source of patches has.
 
     Attributes:
         bands: Names of the bands.
@@ -43,11 +43,12 @@ class BandArray:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Hold n patches.
+    """Hold the pixels, the metadata and the errors of n patches.
 
     Attributes:
         names: Name of each patch.
-        pixels: [n, bands, height, width] stored values of each band array, by its name. Unusable patches have zeros.
+        pixels: [n, bands, height, width] stored values for each pixel size, by name of the `BandArray`. Patches without
+            pixels have zeros.
         columns: [n] or [n, width] values of each column, by its name.
         errors: Error of each patch as text; empty for patches without errors.
         usable: [n] False for patches without pixels, or with pixels that may be wrong.
@@ -61,7 +62,7 @@ class PatchBatch:
 
     @property
     def metadata(self) -> Tensor:
-        """Return places and dates [n, 4]; see `MetadataColumn`."""
+        """Return the patches' places and dates [n, 4], with NaN for missing values; see `MetadataColumn`."""
         return metadata_table(*(self.columns[name] for name in ("lat", "lon", "day_of_year", "time")))
 
 
@@ -71,8 +72,8 @@ class PatchSource(Protocol):
     Attributes:
         place: The input as the user wrote it, for messages.
         size: Number of patches.
-        arrays: Bands of each pixel size by name.
-        columns: Descriptions of the metadata columns.
+        arrays: Description of the bands of each pixel size, by name such as `b10`.
+        columns: Descriptions of the metadata columns, by name.
         label_sets: Names of the columns with labels.
         splits: Names of the splits. The column of a split is called `split_NAME`.
         notes: Remarks for the user, one line each.
@@ -101,7 +102,7 @@ class PatchSource(Protocol):
 
 
 class StorePatches:
-    """Read the patches of a store."""
+    """Read the patches of a store, with the bands that models need, in batches."""
 
     notes: tuple[str, ...] = ()
 
@@ -165,7 +166,7 @@ class ArchivePatches:
             archive: The archive.
             place: The input as the user wrote it, for messages.
             files: Files that patches are read from.
-            notes: Remarks for the user.
+            notes: Remarks for the user, one line each.
         """
         self.place, self.size, self._archive = place, len(archive.names), archive
         stamps = (tuple(archive.names), [_stamp(path) for path in files], {**archive.about})
@@ -203,7 +204,7 @@ class ArchivePatches:
         )
 
     def _one(self, row: int) -> Patch:
-        """Read one patch. After an error of the disk, return a patch that is marked as bad."""
+        """Read one patch of the archive, given its number. If the disk fails, return a patch marked as unreadable."""
         try:
             return self._archive.read(row)
         except OSError as error:

@@ -46,7 +46,7 @@ OnPatch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Set how patches are read.
+    """Set how `predict_patches` and `embed_patches` read patches and run the model.
 
     Attributes:
         bands: Names of the images' bands; empty to read them from the images.
@@ -70,12 +70,12 @@ DEFAULTS = PatchOptions()
 
 @dataclass(frozen=True)
 class PredictedTable:
-    """Hold the result of a prediction of patches.
+    """Say what `predict_patches` wrote: where, for how many patches, and with which scores.
 
     Attributes:
         path: The table.
-        patches: Number of its rows.
-        failed: Number of patches without a result. Their row says why.
+        patches: Number of patches, each of which has one row.
+        failed: Number of patches without a result. Their rows in the table say why.
         scored: Number of patches with a known label.
         scores: Scores by name; empty if no patch has a label.
         notes: Remarks for the user, one line each.
@@ -142,16 +142,16 @@ def predict_patches(
 
 
 def _made_table(path: Path, about: JsonObject) -> PredictedTable:
-    """Return the result of an earlier call, from what its table says about itself."""
+    """Return the result of an earlier call of `predict_patches`, from the metadata (`about`) of the table at `path`."""
     counts, scores = about["counts"], about["scores"]
-    assert isinstance(counts, dict) and isinstance(scores, dict)  # the request's hash says that this program wrote them
+    assert isinstance(counts, dict) and isinstance(scores, dict)  # for mypy: a fitting request shows that we wrote them
     patches, failed, scored = (int(str(counts[name])) for name in ("patches", "failed", "scored"))
     kept = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     return PredictedTable(path, patches, failed, scored, kept, (made_note(path),))
 
 
 def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
-    """Yield all patches of a source, batch by batch. While the caller uses a batch, a thread reads the next one.
+    """Yield all patches of a source, batch by batch. While the caller uses a batch, a thread reads the next ones.
 
     Args:
         source: Source of the patches.
@@ -162,7 +162,11 @@ def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
 
 
 def _require_equal(students: Sequence[Student]) -> None:
-    """Raise a ConfigError if the models of an ensemble have different classes."""
+    """Check that the models of an ensemble have the same classes, so that their probabilities can be averaged.
+
+    Raises:
+        ConfigError: A model has other classes than the first one.
+    """
     first = students[0].description
     for number, student in enumerate(students[1:], 2):
         own = student.description
@@ -179,7 +183,7 @@ class _Results:
 
 
 class _Prediction:
-    """Predict the patches of a source, and arrange the columns of their table."""
+    """Predict the classes of a source's patches with one or several models, and arrange the table of results."""
 
     def __init__(
         self,
@@ -195,16 +199,16 @@ class _Prediction:
         self.scored = 0
 
     def usable(self) -> NDArray[np.bool_]:
-        """Return booleans [n]: False for patches without a result or with one that is not finite."""
+        """Return booleans [n]: False for patches that could not be read or whose results are not finite."""
         return np.concatenate(self._usable)
 
     @property
     def failed(self) -> int:
-        """Return the number of patches without a result."""
+        """Return the number of patches without a usable result."""
         return int((~self.usable()).sum())
 
     def about(self, models: Mapping[str, str], scores: Mapping[str, float]) -> JsonObject:
-        """Return the entries that a table holds about itself.
+        """Return what the metadata of the table's file say: models, input, classes, scores, numbers of patches.
 
         Args:
             models: Hash of each model's weights, by name.
@@ -223,7 +227,12 @@ class _Prediction:
 
     @torch.inference_mode()
     def run(self, batch: int, progress: OnPatch | None) -> _Results:
-        """Predict all patches of the source, and return their logits and probabilities."""
+        """Predict all patches of the source, and return their logits and probabilities.
+
+        Args:
+            batch: Number of patches that a model sees at a time.
+            progress: Called with the number of predicted patches and of all patches.
+        """
         logits, done = [], 0
         for read in batches_of(self.source, batch):
             values, finite = self._logits(read)
@@ -241,9 +250,10 @@ class _Prediction:
         return _Results(joined, self.space.probabilities(joined).numpy())
 
     def _logits(self, batch: PatchBatch) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Compute the logits [n, classes] of a batch. Mark [n] the patches for which all models give finite numbers.
+        """Compute the logits [n, classes] of a batch of n patches.
 
-        With several models, these are the logits of the mean of the models' probabilities.
+        With several models, these are the logits of the mean of the models' probabilities. Also return booleans [n]:
+        True for patches for which all models give finite numbers.
         """
         parts = []
         for student, plan in zip(self.students, self.plans, strict=True):
@@ -253,13 +263,16 @@ class _Prediction:
         return parts[0] if len(parts) == 1 else self._mean(parts), finite
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the logits [n, classes] of the mean of several models' probabilities."""
+        """Return the logits [n, classes] of the mean of several models' probabilities, given each model's logits."""
         mean = torch.stack([self.space.probabilities(logits.double()) for logits in parts]).mean(0)
-        # A probability of exactly 0 or 1 has no finite logit.
+        # Limit the probabilities: one of exactly 0 or 1 has no finite logit.
         return (torch.logit(mean, LEAST_SHARE) if self.space.multilabel else mean.clamp_min(LEAST_SHARE).log()).float()
 
     def scores(self, logits: Tensor) -> dict[str, float]:
-        """Return the scores, by name, of the patches with a known label; empty if no patch has one."""
+        """Score the logits of the patches that have a known label and a usable result.
+
+        Return the scores by name; none if there is no such patch. Set `scored`, the number of these patches.
+        """
         assert self.labels is not None
         targets = self.labels.targets()
         targets[torch.from_numpy(~self.usable())] = IGNORED
@@ -270,7 +283,11 @@ class _Prediction:
         return dict(score(logits[known], targets[known], self.space).scores)
 
     def table(self, probabilities: Floats) -> pyarrow.Table:
-        """Return the table: names, places and dates, then results, then labels, splits and errors."""
+        """Return the table, with columns for names, places and dates, then results, then labels, splits and errors.
+
+        Args:
+            probabilities: [n, classes] probabilities of the patches.
+        """
         usable = self.usable()
         several = self.space.multilabel
         confidence = np.maximum(probabilities, 1 - probabilities).mean(1) if several else probabilities.max(1)

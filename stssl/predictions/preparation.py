@@ -1,4 +1,4 @@
-"""Check that patches fit a model, and arrange their stored values as the model takes them."""
+"""Check that patches fit a model, and arrange their stored pixels and metadata as the model takes them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ CLOSE = 0.02
 
 
 def side_of(model: ModelDescription) -> int:
-    """Return the width of the model's patches in pixels of its finest band."""
+    """Return how many pixels of the model's finest band its patches are wide."""
     sizes = [band.meters for band in model.bands if band.meters]
     if model.image.meters and sizes:
         return max(1, round(model.image.meters / min(sizes)))
@@ -26,15 +26,15 @@ def side_of(model: ModelDescription) -> int:
 
 
 class PatchInputs:
-    """Arrange the pixels of a source as images of one model."""
+    """Arrange the stored pixels of a source's patches as the images that one model takes."""
 
     def __init__(self, model: ImageModel, source: PatchSource, *, resample: bool) -> None:
-        """Find the model's bands in a source, and check types and sizes.
+        """Find the model's bands in a source, and check that its pixels have the type and size of the training images.
 
         Args:
             model: The model.
             source: Source of patches.
-            resample: True to accept patches of another size.
+            resample: True to accept patches of another size than those of the training.
 
         Raises:
             ConfigError: The patches have another size, and `resample` is False.
@@ -58,9 +58,13 @@ class PatchInputs:
         self._check(source, resample)
 
     def _check(self, source: PatchSource, resample: bool) -> None:
-        """Raise an error if a source's values have another type, or its patches another size, than in training.
+        """Check that a source's values have the type, and its patches the size, that the model was trained with.
 
-        Set `side`, the size in pixels to which all bands are resized; None if all bands have the same size.
+        Also set `side`, the size in pixels to which all bands are resized; None if all bands have the same size.
+
+        Raises:
+            ConfigError: The patches have another size, and `resample` is False.
+            DataError: The values have another type.
         """
         about = self.model.description
         arrays = [source.arrays[name] for name in self.chosen]
@@ -77,17 +81,18 @@ class PatchInputs:
         self.side = None if len(sizes) == 1 else about.image.pixels
 
     def images(self, pixels: Mapping[str, AnyArray]) -> Tensor:
-        """Return images [n, bands, H, W] of n patches, as the model takes them.
+        """Return images [n, bands, H, W] of n patches, with the model's bands in its order, on its device.
 
         Args:
-            pixels: [n, bands, height, width] stored values of each band array.
+            pixels: [n, bands, height, width] stored values for each pixel size, by name of the `BandArray`.
         """
         device, how = self.model.mean.device, self.model.description.image.resize
         parts = []
         for name, own in self.chosen.items():
             values = torch.from_numpy(pixels[name][:, own]).to(device)
             if self.side is not None:
-                # With `corners`, clip before the resize, as the training did: the other sequence has another result.
+                # With the resize method `corners`, clip before the resize, as the training did: if the clipping came
+                # after it, the images would differ from the training images.
                 values = self._clipped(values, name) if how == "corners" else values
                 values = resize_images(values, self.side, how)
             parts.append(values)
@@ -95,7 +100,12 @@ class PatchInputs:
         return joined if self.order == sorted(self.order) else joined[:, self.order]
 
     def _clipped(self, values: Tensor, name: str) -> Tensor:
-        """Return the values of one band array, clipped to the limits of its bands."""
+        """Return the pixels of one pixel size, clipped to the limits that the model has for their bands.
+
+        Args:
+            values: [n, bands, height, width] pixels.
+            name: Name of the `BandArray` that they belong to.
+        """
         before = sum(len(own) for other, own in _before(self.chosen, name))
         mine = [self.order.index(before + number) for number in range(len(self.chosen[name]))]
         return torch.minimum(torch.maximum(values.float(), self.model.low[:, mine]), self.model.high[:, mine])
@@ -124,13 +134,13 @@ def metadata_for(model: ImageModel, batch: PatchBatch, source: PatchSource) -> T
 
 
 def _before(chosen: Mapping[str, list[int]], name: str) -> list[tuple[str, list[int]]]:
-    """List the entries of the mapping `chosen` that stand before the key `name`."""
+    """List keys and values of the mapping `chosen` that stand before the key `name`."""
     entries = list(chosen.items())
     return entries[: [key for key, _ in entries].index(name)]
 
 
 def _other_size(arrays: Sequence[BandArray], model: ModelDescription) -> str:
-    """Describe how the size of patches differs from that of the training patches; empty if the sizes are equal."""
+    """Say in words how the size of patches differs from that of the training patches; empty if it does not."""
     meters, ground = model.image.meters, max(array.meters * array.width for array in arrays)
     if meters and ground and min(array.meters for array in arrays) > 0:
         return (

@@ -1,4 +1,7 @@
-"""Tell whether a table or group exists already, and whether the same request made it."""
+"""Tell whether an output of `stssl predict` or `stssl embed` exists already, and if it has the wanted contents.
+
+It has if an earlier call with the same request (models, patches and options) made it.
+"""
 
 import contextlib
 import json
@@ -23,7 +26,7 @@ TABLE_FORMAT = 1
 
 
 def request_hash(models: Mapping[str, str], source: PatchSource, options: Iterable[object]) -> str:
-    """Hash everything that decides the content of a table.
+    """Return a hash of the request for a table: of everything that decides its contents.
 
     Args:
         models: Hash of each model's weights, by name.
@@ -34,14 +37,14 @@ def request_hash(models: Mapping[str, str], source: PatchSource, options: Iterab
 
 
 def made_already(path: Path, request: str) -> JsonObject | None:
-    """Read what a finished output says about itself. Refuse to replace any other file.
+    """Read the metadata of an output if an earlier call has finished it. Refuse to replace any other file.
 
     Args:
         path: Table (`.parquet`) or Zarr group (`.zarr`).
         request: Hash of the request.
 
     Returns:
-        Entries of the output, if an earlier call with the same request finished it; None if there is no output yet.
+        Metadata of the output, if an earlier call with the same request finished it; None if there is no output yet.
 
     Raises:
         ConfigError: Another file or folder has this name.
@@ -58,12 +61,15 @@ def made_already(path: Path, request: str) -> JsonObject | None:
 
 
 def made_note(path: Path) -> str:
-    """Return the remark about an output that an earlier call finished."""
+    """Return the remark which tells the user that an earlier call has already made the output at `path`."""
     return f"{path.name} is already made: by the same models, from the same patches, with the same options"
 
 
 def _entries(path: Path) -> JsonObject:
-    """Read the entries of an output about itself; empty if this program did not write it, or if it is damaged."""
+    """Read the metadata that this program writes into its outputs; empty if another program wrote the file.
+
+    They are also empty if the file is damaged.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):
         if path.is_dir():
             text = json.dumps(zarr.open_group(str(path), mode="r").attrs[NOTES])

@@ -1,4 +1,4 @@
-"""Mark patches whose results are not finite, and refuse outputs without one usable patch."""
+"""Mark patches for which a model's results are not finite, and refuse outputs without any result."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,11 +14,11 @@ NOT_FINITE = "not_finite: the model gives numbers that are not finite; most like
 
 
 def with_broken(batch: PatchBatch, finite: NDArray[np.bool_]) -> PatchBatch:
-    """Return a batch in which usable patches with results that are not finite are marked as unusable.
+    """Return a copy of a batch in which patches with results that are not finite are marked as unusable.
 
     Args:
         batch: n patches.
-        finite: [n] False for patches with results that are not finite.
+        finite: [n] False for patches for which the model's results are not finite.
     """
     broken = batch.usable & ~finite
     if not broken.any():
@@ -31,10 +31,10 @@ def with_broken(batch: PatchBatch, finite: NDArray[np.bool_]) -> PatchBatch:
 
 
 def broken_notes(errors: Sequence[str]) -> Iterator[str]:
-    """Yield a remark if results of patches are not finite.
+    """Yield a remark for the user on how many patches have results that are not finite. Yield nothing if none has.
 
     Args:
-        errors: Error of each patch.
+        errors: Error of each patch, as `with_broken` sets it.
     """
     count = sum(NOT_FINITE in error for error in errors)
     if count:
@@ -45,7 +45,7 @@ def broken_notes(errors: Sequence[str]) -> Iterator[str]:
 
 
 def require_usable(source: PatchSource, usable: NDArray[np.bool_], errors: Sequence[str]) -> None:
-    """Refuse to write a table without one result.
+    """Check that at least one patch has a result, before a table or Zarr group of results is written.
 
     Args:
         source: Source of the patches.
@@ -53,7 +53,7 @@ def require_usable(source: PatchSource, usable: NDArray[np.bool_], errors: Seque
         errors: Error of each patch.
 
     Raises:
-        DataError: No patch has a result.
+        DataError: There are patches, and none of them has a result.
     """
     if len(usable) and not usable.any():
         first = next(filter(None, errors), "unknown")

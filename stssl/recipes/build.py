@@ -1,4 +1,4 @@
-"""Build the parts of a training run from its recipe: the step (networks and algorithm), the loader, the scaler."""
+"""Build the objects of a training run from its recipe: the step (networks and algorithm), the loader, the scaler."""
 
 from collections.abc import Callable
 from typing import cast
@@ -31,15 +31,15 @@ from stssl.steps.votes import NoVotesConfig, Votes
 def check_recipe(recipe: Recipe) -> list[str]:
     """Check before a run starts that data and networks fit the recipe.
 
-    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them. Log warnings about
-    parts (training, validation, test) whose size is far from what the recipe asks for.
+    Log a warning if the algorithm needs unlabeled patches, but no step of the run uses them. Also log warnings about
+    the training, validation or test part of the split if its size is far from what the recipe asks for.
 
     Returns:
         Lines for the user on what the run trains on: patches of each part, labels and bands.
 
     Raises:
         ConfigError: The data or the networks do not fit. The message says what would fit.
-        DataError: The store cannot be read, or a class has no labeled patch.
+        DataError: The store cannot be read, a class has no labeled patch, or no validation patch has a label.
     """
     data = open_data(recipe)
     if recipe.model.metadata != "none":
@@ -47,7 +47,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
     if len(data.split.validation):
         require_labels(data.targets[torch.from_numpy(data.split.validation)], "validation")
     require_same_classes(recipe, data.space.classes)
-    # Ignore pretrained weights from the internet: a check must work offline.
+    # Check with random weights if the recipe's weights come from the internet: a check must work offline.
     offline = recipe if checkable(recipe) else without_weights(recipe, encoder=False)
     step, steps = build_step(offline, data), recipe.schedule.steps
     for network in step.networks.values():
@@ -66,11 +66,13 @@ def check_recipe(recipe: Recipe) -> list[str]:
 
 
 def without_weights(recipe: R, encoder: bool = True) -> R:
-    """Return a copy of the recipe that reads no file of initial weights: a checkpoint will replace the weights.
+    """Return a copy of the recipe whose networks start from random weights, so that no file of weights is read.
+
+    Use it if a checkpoint will replace the weights, or for a check that must work offline.
 
     Args:
         recipe: Recipe of the run.
-        encoder: True to also leave out the weights of a pretrained encoder of places.
+        encoder: True to also start a pretrained encoder of places from random weights.
     """
     changes: dict[str, object] = {"weights": "none"}
     if encoder and isinstance(recipe.model, ModelConfig):
@@ -79,9 +81,9 @@ def without_weights(recipe: R, encoder: bool = True) -> R:
 
 
 def as_trained(recipe: Recipe) -> Recipe:
-    """Return a copy of the recipe to rebuild trained networks, without initial weights and votes of neighbors.
+    """Return a copy of the recipe from which trained networks are rebuilt, to get their weights from a checkpoint.
 
-    The networks get their weights from a checkpoint, and they are not trained further.
+    The copy has no initial weights and no votes of neighbors, as the networks are not trained further.
     """
     return without_weights(recipe).model_copy(update={"votes": NoVotesConfig()})
 
@@ -95,18 +97,20 @@ ROLES: dict[MetadataUse, tuple[NetworkRole, ...]] = {
 
 
 def build_step(recipe: Recipe, data: RunData, first: FirstWeights | None = None) -> TeacherStudentStep:
-    """Build networks, algorithm, losses and averages as one module. The recipe's seed decides the initial weights.
+    """Build the networks, the algorithm, the losses and the averages of weights of a training run as one module.
+
+    The recipe's seed decides random initial weights.
 
     Args:
         recipe: Recipe of the run.
-        data: Open store, split and drawn labels.
+        data: Open store, its split, and the labels that the run may use.
         first: Weights that the networks start from; None reads those that the recipe names.
 
     Raises:
         ConfigError: The parts do not fit together, or the weights do not fit the networks.
     """
     first = first or first_weights_of(recipe.model, recipe.data.bands)
-    # Reset the seed: initial weights must not depend on networks that an earlier check of the recipe built.
+    # Set the seed anew: initial weights must not depend on whether a check of the recipe has built networks before.
     torch.manual_seed(recipe.seed)
     model = recipe.model
     roles = ROLES[model.metadata]
@@ -145,7 +149,7 @@ def build_step(recipe: Recipe, data: RunData, first: FirstWeights | None = None)
 
 
 def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
-    """Build the spatial votes among all training patches. Return None if the recipe uses no votes.
+    """Build the votes by which training patches nearby change a pseudo-label. Return None if the recipe uses no votes.
 
     Args:
         recipe: Recipe of the run.
@@ -164,7 +168,7 @@ def _votes(recipe: Recipe, data: RunData, algorithm: Algorithm) -> Votes | None:
             "said of unlabeled patches alone. Set votes={name: none}, or another algorithm, such as fixmatch."
         )
     train = torch.from_numpy(data.split.train)
-    # The store knows all labels, but votes may see only the drawn ones.
+    # Hide the labels of the other patches: the store knows them, but a run may use only labels of `data.labeled`.
     labeled = torch.isin(train, torch.from_numpy(data.labeled))
     targets = torch.where(labeled[:, None], data.targets[train], IGNORED)
     found = Votes(config, data.metadata[train], targets, data.space.choices)
@@ -188,12 +192,12 @@ def build_pixels(
     Args:
         config: Section `data` of the recipe.
         size: Width and height of the images in pixels.
-        data: Open store. It gives the statistics and the layout of the bands.
+        data: Open store, with the statistics of the bands, and the names of the bands in each array of pixels.
         memory_format: Memory format of the images, the same as that of the networks.
-        scaling: Numbers of each band; None chooses them by the section `data` alone.
+        scaling: Numbers that scale each band; None chooses them by the section `data` alone.
     """
     replacing = (scaling or choose_scaling(config, data)).replacing
-    # Read no statistics if the scaling does not use them (division by 255, given numbers): the store may have none.
+    # Read no statistics if the scaling does not use them, as with `bytes` or given numbers: the store may have none.
     if config.scale == "bytes" or replacing is not None:
         mean = std = np.zeros(len(config.bands), np.float32)
     else:
@@ -224,8 +228,9 @@ def build_loader(
 
     Args:
         recipe: Recipe of the run.
-        data: Open store, split and drawn labels.
-        views: Function that returns the views of a step, given its number. The last step must use all views of the run.
+        data: Open store, its split, and the labels that the run may use.
+        views: Function that returns which views (augmented patches) a step needs, given its number. The last step must
+            need all views of the run.
         rank: Rank of this process.
         world: Number of ranks.
     """

@@ -22,7 +22,7 @@ HIDDEN = ("base",)
 
 @cache
 def recipe_folder() -> Path:
-    """Return the folder of recipes: in the checkout if the package runs from one, else in the installed package."""
+    """Return the folder of the package's recipes: `experiments` in a checkout, or the copy in an installed package."""
     return CHECKOUT if (CHECKOUT / "base").is_dir() else INSTALLED
 
 
@@ -52,7 +52,7 @@ def find_recipe(name: str | Path) -> Path:
     known = recipe_names() if _may_be_name(text) else ()
     try:
         is_file = path.is_file()
-    # A path that is too long, or has a NUL character, raises an error: such a file cannot exist.
+    # Count a path that is too long, or has a NUL character, as no file: the question raises an error for such a path.
     except (OSError, ValueError):
         is_file = False
     if is_file:
@@ -67,7 +67,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def _may_be_name(text: str) -> bool:
-    """Return True if a text could name a recipe. Such a name cannot lead out of the folder of recipes."""
+    """Return True if a text could name a recipe, and cannot be a path that leads out of the folder of recipes."""
     return not text.startswith((".", "/", "~")) and "\\" not in text and "\0" not in text
 
 
@@ -81,7 +81,7 @@ def _nearest(text: str) -> str:
 
 
 def described_recipes() -> list[str]:
-    """Return a line for each recipe and sweep: its name, and the first sentence of its file's comment."""
+    """Return a line for each recipe and sweep: its name, and the first sentence of the comment that heads its file."""
     names = recipe_names()
     width = max(map(len, names))
     return [f"{name:<{width}}  {_first_sentence(recipe_folder() / f'{name}.yaml')}" for name in names]
@@ -98,7 +98,7 @@ def _first_sentence(path: Path) -> str:
 
 
 def resolved_text(path: Path, overrides: Iterable[str] = ()) -> str:
-    """Return a recipe as YAML, including the values of its base files and all defaults.
+    """Return a recipe as YAML text, including the values of its base files and all defaults.
 
     A sweep file gets the values of its base files, but no defaults. Variables such as `${EUROSAT}` are not replaced.
 

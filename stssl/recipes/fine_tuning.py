@@ -1,4 +1,4 @@
-"""Choose the learning rates of networks that start from given weights, if the recipe does not set them."""
+"""Choose the learning rates of networks that start from given weights, and check that a given head fits the classes."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,8 @@ ImageNet weights gave a test accuracy of 85.5 % with it, and of 68.6 % with one 
 def backbone_factor(recipe: RunRecipe) -> float:
     """Return the learning rate of the backbone, relative to that of the new layers.
 
-    This is `optimizer.backbone_factor`, or its default: 0.1 if a training recipe gives weights and no layer decay.
+    This is `optimizer.backbone_factor` if the recipe sets it. Else it is 0.1 if a training recipe gives weights and no
+    layer decay, and 1 in all other cases.
     """
     given = recipe.optimizer.backbone_factor
     if given is not None:
@@ -27,16 +28,19 @@ def backbone_factor(recipe: RunRecipe) -> float:
 
 
 def encoder_factor(recipe: RunRecipe) -> float:
-    """Return the learning rate of a pretrained encoder of places that is trained, relative to that of the new layers.
+    """Return the learning rate of a pretrained encoder of places, relative to that of the new layers.
 
-    This is `optimizer.backbone_factor`, or 0.1.
+    This is `optimizer.backbone_factor` if the recipe sets it, else 0.1.
     """
     given = recipe.optimizer.backbone_factor
     return BACKBONE_FACTOR if given is None else given
 
 
 def about_fine_tuning(recipe: RunRecipe) -> JsonObject:
-    """Describe for a run's record how the networks learn from given weights. Return {} if a recipe gives no weights."""
+    """Describe for a run's record how the networks learn from given weights, or with a frozen backbone.
+
+    Return {} if the recipe has neither, or is one of pretraining.
+    """
     if not isinstance(recipe, Recipe):
         return {}
     model = recipe.model
@@ -58,7 +62,7 @@ def about_fine_tuning(recipe: RunRecipe) -> JsonObject:
 def require_same_classes(recipe: Recipe, classes: Sequence[str]) -> None:
     """Check that a head from given weights was trained on the classes of the store, in the same sequence.
 
-    Files that do not name their classes are accepted.
+    Do nothing if the recipe takes a new head. Accept files of weights that do not name their classes.
 
     Args:
         recipe: Recipe of the run.

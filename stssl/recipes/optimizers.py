@@ -65,7 +65,7 @@ class SgdConfig(RatesConfig):
 
 
 def _optimizer_name(given: object) -> object:
-    # If `optimizer` has no name, it is AdamW: an override such as optimizer.lr=0.001 then works alone.
+    # Take a section `optimizer` without a name as AdamW, so that an override such as optimizer.lr=0.001 works alone.
     return given.get("name", "adamw") if isinstance(given, dict) else getattr(given, "name", None)
 
 
@@ -104,5 +104,5 @@ class ScheduleConfig(Config):
     hold: Positive = 1
 
     def saved_after(self, step: int) -> bool:
-        """Return True if `checkpoint_every` asks for a checkpoint after `step` steps."""
+        """Return True if `checkpoint_every` asks for a checkpoint after `step` steps, besides those of validations."""
         return self.checkpoint_every is not None and step % self.checkpoint_every == 0

@@ -20,7 +20,7 @@ def recipe_files() -> list[Path]:
 
 
 class BuildWithRecipes(build_py):  # type: ignore[misc]  # setuptools has no types
-    """Build the package, and copy the recipes into it as `stssl/recipe_files`."""
+    """Let setuptools copy the recipes into the built package, as `stssl/recipe_files`."""
 
     def run(self) -> None:
         """Build the package, and copy the recipes into it. An editable installation uses those of the checkout."""
@@ -36,13 +36,13 @@ class BuildWithRecipes(build_py):  # type: ignore[misc]  # setuptools has no typ
 
 
 class SourceWithRecipes(sdist):  # type: ignore[misc]  # setuptools has no types
-    """Make a source distribution that has the recipes too, so that a wheel can be built from it."""
+    """Let setuptools add the recipes to a source distribution, so that a wheel can be built from it."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         """Fill the folder of a source distribution with setuptools' own choice of files, and with the recipes.
 
         Args:
             base_dir: Folder that becomes the distribution.
-            files: Paths of the files.
+            files: Paths of the files that setuptools has chosen.
         """
         super().make_release_tree(base_dir, sorted({*files, *map(str, recipe_files())}))

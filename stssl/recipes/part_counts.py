@@ -1,4 +1,4 @@
-"""Describe the data that a run trains on: patches of each part, labels and bands. Warn of unexpected sizes of parts."""
+"""Describe the data of a run: patches in the training, validation and test part, labels, bands. Warn of odd sizes."""
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ NAMED = 5
 
 
 def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Log the warnings of `part_warnings`, and return the lines of `part_lines`.
+    """Log warnings about the data of a run, and return lines for the user that describe it.
+
+    `part_warnings` finds the warnings, and `part_lines` makes the lines.
 
     Args:
         recipe: Recipe of the run.
@@ -29,7 +31,10 @@ def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return lines for the user: patches of each part, how many are labeled, and the bands that stay unused.
+    """Return lines for the user on the data of a run.
+
+    They tell how many patches `train`, `validation` and `test` have, how many of these are labeled, and which bands of
+    the store stay unused.
 
     Args:
         recipe: Recipe of the run.
@@ -43,9 +48,9 @@ def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _labeled(data: PixelData, part: str) -> str:
-    """Compose the words on how many patches of a part are labeled.
+    """Return words such as ` (20 labeled)` on how many patches of `train`, `validation` or `test` are labeled.
 
-    In `train` these are the patches that keep their label.
+    In `train`, count only patches that keep their label. For data without labels, return an empty text.
     """
     if not isinstance(data, RunData):
         return ""
@@ -55,7 +60,10 @@ def _labeled(data: PixelData, part: str) -> str:
 
 
 def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return warnings about parts that are empty or far from their asked share, and about labels that do not exist.
+    """Return warnings if the split or the labels of a run are not as the recipe asks.
+
+    That is so if the test part is empty, if the share of a part (`train`, `validation` or `test`) is far from the asked
+    one, or if the recipe asks for more labels than there are.
 
     Args:
         recipe: Recipe of the run.
@@ -71,7 +79,7 @@ def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return warnings about parts whose share of the patches is far from what `data.split` asks for."""
+    """Return warnings if `train`, `validation` or `test` has a share of the patches far from that of `data.split`."""
     config, split = recipe.data.split, data.split
     asked = shares_asked(config)
     among = [split.train, split.validation, *([split.test] if "test" in asked else [])]
@@ -111,5 +119,5 @@ def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
 
 
 def _hits(data: RunData, rows: Ints) -> Ints:
-    """Return how many of the patches `rows` have each of the C classes: [C]."""
+    """Count how many of the patches in the store rows `rows` have each of the C classes. Return the counts [C]."""
     return np.asarray(data.space.positives(data.targets[torch.from_numpy(rows)]).sum(0).long().numpy())

@@ -1,4 +1,4 @@
-"""Describe the settings of a pretraining run, and choose the recipe class for a file."""
+"""Define the settings of a pretraining run, and tell recipes of pretraining from those of training."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -103,5 +103,5 @@ class PretrainRecipe(RunRecipe):
 
 
 def kind_of(tree: ConfigTree) -> type[RunRecipe]:
-    """Choose the class for a recipe file: a recipe with the key `pretext` is for pretraining, others for training."""
+    """Return the class for the contents of a recipe file: `PretrainRecipe` if it has the key `pretext`, or `Recipe`."""
     return PretrainRecipe if "pretext" in tree else Recipe

@@ -1,4 +1,4 @@
-"""Describe the settings of a run: the keys of a recipe file, their defaults, and the identity of the run."""
+"""Define the settings of a run: the keys of a recipe file, their defaults, and which of them decide results."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ SAVING = ("checkpoint_every",)
 
 
 class RunRecipe(Config):
-    """Hold the keys that recipes for training and for pretraining share.
+    """Define the keys that recipes for training and for pretraining share.
 
     Attributes:
         what: Name of the kind of run in messages.
@@ -103,7 +103,7 @@ class RunRecipe(Config):
     def smoked(cls, tree: Tree) -> Tree:
         """Return the keys and values of a recipe, shrunk to a run of seconds as `--smoke` asks.
 
-        Keep weights that lie on this disk. Leave out those of a hub, and log that.
+        Keep `model.weights` if the weights lie on this disk. Else leave them out, and log a warning.
         """
         model = tree.get("model")
         kept = isinstance(model, dict) and _lie_here(model.get("weights", "none"))
@@ -136,7 +136,8 @@ class RunRecipe(Config):
         smallest, most = workers if isinstance(workers, tuple) else (workers, workers)
         if smallest > most:
             raise ValueError(f"launch.workers: [{smallest}, {most}] must be [least, most]")
-        # Each rank needs a row: a rank without rows joins no sum over ranks, and the other ranks wait for it forever.
+        # Each rank (training process) needs at least one patch of a batch: a rank without patches would not join sums
+        # over ranks, and the other ranks would wait for it forever.
         key, rows = self.least_rows
         if rows < most:
             raise ValueError(f"{key} {rows} is smaller than launch.workers {most}: no row for each")
@@ -144,7 +145,7 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """Make the storage folder and the folder of `run:NAME` weights absolute. The second needs the first."""
+        """Return the recipe with absolute paths of the storage folder, and of the run in it that `run:NAME` names."""
         if info.context == ELSEWHERE:
             return self
         storage = folder(self.launch.storage)
@@ -158,13 +159,13 @@ class RunRecipe(Config):
         return self.model_copy(update=parts)
 
     def tree(self) -> Tree:
-        """Return the recipe as plain values, including all defaults."""
-        # Go through JSON: it turns tuples into lists, as in a recipe file.
+        """Return the keys and values of the recipe as dictionaries, lists and plain values, including all defaults."""
+        # Go through JSON, because it turns tuples into lists: a recipe file has only lists.
         tree: Tree = json.loads(self.model_dump_json())
         return tree
 
     def identity(self) -> Tree:
-        """Return the sections of the recipe that decide results. Leave out the sections on where and how to run."""
+        """Return the keys and values of the recipe that decide results. Leave out those on where and how to run."""
         return identity_of(self.tree())
 
     def hash(self) -> str:
@@ -177,9 +178,10 @@ class RunRecipe(Config):
 
 
 def identity_of(tree: Tree) -> Tree:
-    """Return the sections of a recipe that decide results. Leave out the sections on where and how to run.
+    """Return the keys and values of a recipe that decide results. Leave out those on where and how to run.
 
-    The argument has plain values and is no `RunRecipe`. So files of other versions can be compared, too.
+    `tree` has plain values and is no `RunRecipe`, so that recipes of other versions of this program can be compared
+    too.
     """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
     model, launch = tree.get("model"), tree.get("launch")
@@ -207,7 +209,10 @@ NO_WEIGHTS: Tree = {"model": {"weights": "none"}}
 
 
 def _lie_here(weights: object) -> bool:
-    """Return True if `model.weights` names weights on this disk. Log which other weights `--smoke` leaves out."""
+    """Return True if the value of `model.weights` needs no download: it is `none`, or names weights on this disk.
+
+    Otherwise log a warning that `--smoke` leaves the weights out.
+    """
     if not isinstance(weights, str) or weights == "none":
         return True  # leave a value that is no text in the recipe, whose check then reports it
     why = _absent(weights)
@@ -217,7 +222,10 @@ def _lie_here(weights: object) -> bool:
 
 
 def _absent(weights: str) -> str:
-    """Return words on why the weights that `model.weights` names are not on this disk; empty if they are."""
+    """Say in words why the weights that `model.weights` names are not on this disk; empty if they may be.
+
+    The folder of a run is not looked for.
+    """
     kind, _, place = weights.partition(":")
     unset = [name for name in re.findall(r"\$\{(\w+)\}", place) if name not in os.environ]
     if unset:
@@ -230,7 +238,7 @@ def _absent(weights: str) -> str:
 
 
 class Recipe(RunRecipe):
-    """Hold all settings of a training run: data, networks, semi-supervised algorithm, optimizer and more.
+    """Define all settings of a training run: data, networks, semi-supervised algorithm, optimizer and more.
 
     Attributes:
         labels: Which training patches keep their label.

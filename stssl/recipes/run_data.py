@@ -1,4 +1,4 @@
-"""Open the data of a recipe: pixels, split, metadata, classes and chosen labels."""
+"""Open the data that a recipe names: pixels, split, metadata, classes, and the labels that the run may use."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,9 +39,10 @@ class PixelData:
     Attributes:
         store: The open store.
         reader: Source of pixels, with the recipe's bands.
-        split: Store rows of each part.
+        split: Store rows of the training, the validation and the test part.
         metadata: [N, 4] for all N store rows: degrees north, degrees east, day of year, UTC hour; NaN if missing.
-        shard_order: Groups of shards to fetch from an object store; None if rows are read one by one.
+        shard_order: Groups of shards (files of many patches) to download from an object store one after the other; None
+            if patches are read one by one.
     """
 
     store: Store
@@ -51,7 +52,7 @@ class PixelData:
     shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
-        """Make the sampler, which shuffles patches into batches.
+        """Return the sampler, which shuffles patches into batches.
 
         Args:
             rows: [n] store rows to shuffle.
@@ -61,15 +62,16 @@ class PixelData:
             world: Number of ranks.
 
         Raises:
-            ConfigError: Patches are fetched in shards, and the store has fewer shards than the run has ranks.
+            ConfigError: Patches are downloaded in shards, and the store has fewer shards than the run has ranks.
         """
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def band_statistics(self, config: DataConfig) -> tuple[Floats, Floats]:
-        """Return means and standard deviations of a recipe's bands, as `data.statistics` says.
+        """Return means [bands] and standard deviations [bands] of a recipe's bands, from where `data.statistics` says.
 
         Raises:
             ConfigError: The store has no published statistics of a band.
+            DataError: The store has no statistics of a band, or they are damaged.
         """
         if config.statistics == "store":
             return self.store.statistics(config.bands)
@@ -83,7 +85,10 @@ class PixelData:
         return mean, std
 
     def about(self, world: int) -> JsonObject:
-        """Describe the data for a run's record: store, patches in each part of the split, shuffling, bytes in memory.
+        """Describe the data as JSON values for a run's record.
+
+        They tell the store, the numbers of training, validation and test patches, how downloaded shards are mixed, and
+        how many bytes of pixels are held in memory.
 
         Args:
             world: Number of ranks.
@@ -96,11 +101,12 @@ class PixelData:
 
 @dataclass(frozen=True)
 class RunData(PixelData):
-    """Hold the data of a training run: the open store with pixels, split and metadata, and the chosen labels.
+    """Hold the data of a training run: the open store with pixels, split and metadata, and the labels it may use.
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace.table`); `IGNORED` if unknown.
+        targets: [N, G] labels of all N store rows: the number of the class (G = 1), or 1 (present) and 0 (absent) for
+            each of G classes; `IGNORED` if unknown (see `LabelSpace.table`).
         labeled: Store rows of the training patches that keep their label.
     """
 
@@ -109,9 +115,10 @@ class RunData(PixelData):
     labeled: Ints
 
     def prior(self) -> Tensor:
-        """Return the share of each class among the known labels of the labeled patches: [G, K].
+        """Return the share of each class among the known labels of the labeled patches.
 
-        A patch has G decisions with K choices: 1 decision among K classes, or G classes with K = 2, absent or present.
+        The shape is [1, classes] if a patch has one class. If it may have several, the shape is [classes, 2]: the
+        shares of patches without and with each class.
         """
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
@@ -120,11 +127,12 @@ class RunData(PixelData):
 
 
 def open_pixels(config: DataConfig, device: torch.device | None = None, validated: bool = True) -> PixelData:
-    """Open the store, and check that it has the pixels and the split of a recipe.
+    """Open the store of a recipe, and check that it has the recipe's bands, split and columns.
 
     Args:
         config: Section `data` of the recipe.
-        device: Device of the networks. Training needs it for the cache of `data.cache`; None never fills the cache.
+        device: Device of the networks, for training. If `data.cache` asks for it, pixels are held in memory. None never
+            holds them.
         validated: False if the split may lack a validation part.
 
     Raises:
@@ -137,7 +145,7 @@ def open_pixels(config: DataConfig, device: torch.device | None = None, validate
     columns = (np.asarray(store.column(name)) for name in ("lat", "lon", "day_of_year", "time"))
     disk = DiskCache(config.cache_dir or default_folder(), config.cache_bytes) if is_remote(config.store) else None
     reader = store.reader(config.bands, config.threads or reading_threads(), cache=disk)
-    # Hold no test patches in memory: a training run never reads them, and memory is short.
+    # Leave test patches out of the copy in memory: a training run never reads them, and memory is short.
     held = np.concatenate([split.train, split.validation])
     source = Streamed(reader) if device is None else hold(reader, held, store.size, config.cache, device)
     kept = isinstance(source, Held)
@@ -152,7 +160,8 @@ class Labels(NamedTuple):
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] choice ids for N store rows and G decisions (see `LabelSpace.table`); `IGNORED` if unknown.
+        targets: [N, G] labels of all N store rows: the number of the class (G = 1), or 1 (present) and 0 (absent) for
+            each of G classes; `IGNORED` if unknown (see `LabelSpace.table`).
     """
 
     space: LabelSpace
@@ -160,7 +169,7 @@ class Labels(NamedTuple):
 
 
 def labels_of(store: Store, labels: str) -> Labels:
-    """Read the classes and labels of a store's label set.
+    """Read the classes and the labels of one of a store's label sets.
 
     Args:
         store: Open store.
@@ -181,11 +190,14 @@ def labels_of(store: Store, labels: str) -> Labels:
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
-    """Open the store, check that it fits the recipe, and choose at random which training patches keep their label.
+    """Open the store, check that it fits the recipe, and choose which training patches keep their label.
+
+    The patches are drawn at random, or come from the list that the recipe names.
 
     Args:
         recipe: Recipe of the run.
-        device: Device of the networks. Training needs it for the cache of `data.cache`; None never fills the cache.
+        device: Device of the networks, for training. If `data.cache` asks for it, pixels are held in memory. None never
+            holds them.
 
     Raises:
         ConfigError: The store lacks a band, label set, split or column. The message names what the store has.
@@ -227,7 +239,7 @@ def require_metadata(data: PixelData, key: str, value: str) -> None:
 
 
 def _check(store: Store, config: DataConfig) -> None:
-    """Check that a store has the bands and columns of a recipe, and that `data.scale` fits the type of the bands.
+    """Check that a store has the bands and the columns that a recipe names, and that `data.scale` fits the bands' type.
 
     Raises:
         ConfigError: A band or column is missing, or the scale does not fit. The message names what the store has.
@@ -250,12 +262,12 @@ def _check(store: Store, config: DataConfig) -> None:
 
 
 def _require_every_class(positives: AnyArray, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    """Check that each class of the training, validation and test patches has a labeled patch.
+    """Check that each class that training, validation or test patches have is the label of a labeled training patch.
 
     Args:
         positives: [N, C] for N patches and C classes: True if the patch has the class.
-        used: Store rows of all parts.
-        labeled: Store rows that keep their label.
+        used: Store rows of the training, validation and test patches.
+        labeled: Store rows of the training patches that keep their label.
         space: Classes.
         labels: Name of the label set, for the message.
 
@@ -272,11 +284,11 @@ def _require_every_class(positives: AnyArray, used: Ints, labeled: Ints, space: 
 
 
 def require_labels(targets: Tensor, part: str) -> None:
-    """Check that at least one patch of `train`, `validation` or `test` has a label. Without labels it has no score.
+    """Check that at least one patch of a part of the split has a label, because scores need labels.
 
     Args:
-        targets: [n, G] choice ids of n patches, one for each of G decisions; `IGNORED` if unknown.
-        part: `train`, `validation` or `test`, for messages.
+        targets: [n, G] labels of the part's n patches, as in `RunData`; `IGNORED` if unknown.
+        part: Name of the part for messages: `train`, `validation` or `test`.
 
     Raises:
         DataError: The part has no patches, or none of them has a known label.

@@ -1,4 +1,4 @@
-"""Describe the sections of a recipe: data, model, batch sizes, evaluation, computing, machines, logging."""
+"""Define the sections of a recipe: data, model, batch sizes, evaluation, computing, machines, logging."""
 
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ class DataConfig(Config):
     Attributes:
         store: Path or URL of the Zarr store.
         split: How to divide patches into training, validation and test. `official` is the division that came with the
-            archive, or the column `split` of your manifest. A store may hold more of them.
+            archive, or the column `split` of your manifest. A store may have more such splits.
         bands: Names of the bands, in the sequence of the images' channels. Numbers are names too: `[1,2,3]`.
         labels: Name of the store's label set.
         exclude: Columns of the store. A patch that one of them marks is left out of all parts.
@@ -51,7 +51,8 @@ class DataConfig(Config):
             from the store each time.
         cache_dir: Folder on each node for shards that come from an object store (`s3://...`); None chooses a folder.
         cache_bytes: Largest size of that folder in bytes.
-        shuffle_shards: Number of shards to mix, if the store lies in an object store. 0 reads shard after shard.
+        shuffle_shards: Number of shards (files of many patches) whose patches are mixed, if the store lies in an object
+            store. 0 reads shard after shard.
         threads: Number of threads with which each rank reads patches. None takes the cores of the machine, divided by
             its ranks, and 16 at most. More threads help if each read waits long, as on network disks.
     """
@@ -96,11 +97,12 @@ class BackboneConfig(Config):
     """Choose the backbone (the image network), its input size and its initial weights.
 
     Attributes:
-        backbone: Name of a timm model.
+        backbone: Name of a timm model, or `slim_resnet`.
         backbone_args: Further arguments of the model's constructor.
         image_size: Width and height of the input images in pixels. Patches of other sizes are resized.
         weights: Initial weights: `none` (random), `imagenet` (timm's hub), `timm:TAG` for others of the hub,
-            `hf:REPO[/FILE]` (Hugging Face), `file:PATH`, or `run:NAME` for those of a finished run.
+            `hf:REPO[/FILE]` (Hugging Face), `package:NAME` (in an installed package), `file:PATH`, or `run:NAME` for
+            those of a finished run.
         weights_bands: Bands that the weights were trained on, in the order of their first layer, by the store's names.
             None if the weights are known or say it themselves.
         bands_missing: First-layer kernels for bands that the weights lack: `zero`, or the `mean` of their kernels (all
@@ -182,7 +184,7 @@ class EvaluationConfig(Config):
 
     @property
     def validated(self) -> bool:
-        """Return True if the split must have a validation part: it chooses the best checkpoint."""
+        """Return True if the split must have a validation part, because its scores choose the best checkpoint."""
         return self.checkpoint == "best"
 
 
@@ -237,7 +239,7 @@ class LoggingConfig(Config):
     """Configure where to write metrics. The file `metrics.jsonl` in the run's folder always gets them.
 
     Attributes:
-        every: Number of steps for each logged row. The row holds their means.
+        every: Number of steps for each logged row. The row has the means of the metrics over these steps.
         tensorboard: True to write TensorBoard event files.
         mlflow: Tracking URI of MLflow (needs `pip install 'stssl[mlflow]'`); None writes nothing to MLflow.
     """
@@ -248,5 +250,5 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Build a configuration with default values. Its class is the one in `union` whose key `name` is `name`."""
+    """Return a section of a recipe with default values, of that class in `union` whose key `name` is `name`."""
     return next(part for part in config_types(union) if part_name(part) == name)()

@@ -1,4 +1,4 @@
-"""Choose the first weights of a run, and the scaling of images that belongs to them."""
+"""Choose the weights that the networks of a run start from, and the scaling of images that belongs to them."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ WEIGHTS, SCALING = "weights", "scaling"
 
 
 class ChosenScaling(NamedTuple):
-    """Hold the numbers that scale the images of a run, and say where they come from.
+    """Say by which numbers the images of a run are scaled, and where these come from.
 
     Attributes:
         numbers: Numbers that scale each band.
         by: Where the numbers come from: `data.scale`, `data.mean` or `weights`.
-        stored: Type of the stored values.
+        stored: Type of the stored values; None if the bands have several types.
     """
 
     numbers: BandScaling
@@ -33,16 +33,16 @@ class ChosenScaling(NamedTuple):
 
     @property
     def replacing(self) -> BandScaling | None:
-        """Return the numbers if they replace those of `data.scale`; else None."""
+        """Return the numbers if they replace the scaling that `data.scale` names; else None."""
         return None if self.by == "data.scale" else self.numbers
 
     def about(self) -> JsonObject:
-        """Describe the numbers for the record of a run."""
+        """Return the numbers and where they come from, as JSON values for the record of a run."""
         return {"by": self.by, "stored": self.stored, **self.numbers.about()}
 
 
 class Start:
-    """Hold the first weights and the scaling of a run, and describe both for the run's record.
+    """Choose the first weights and the scaling of a run, and describe both for the run's record.
 
     Attributes:
         weights: Weights that the networks start from.
@@ -50,10 +50,10 @@ class Start:
     """
 
     def __init__(self, recipe: RunRecipe, data: PixelData, recorded: JsonMapping | None = None) -> None:
-        """Read the weights and choose the scaling.
+        """Read the first weights of the run, and choose the scaling of its images.
 
         Args:
-            recipe: Recipe to build from. A resumed run has no weights in it.
+            recipe: Recipe of the run. That of a resumed run names no weights, as they come from a checkpoint.
             data: Open store.
             recorded: The run's record, if the run resumes.
         """
@@ -62,7 +62,7 @@ class Start:
         self.scaling = choose_scaling(recipe.data, data, self.weights, recorded)
 
     def about(self) -> JsonObject:
-        """Describe weights and scaling for the record of a run. A resumed run keeps the recorded description."""
+        """Describe weights and scaling for the record of a run. A resumed run keeps what is recorded of its weights."""
         kept = (self.recorded or {}).get(WEIGHTS)
         about = self.weights.about() or kept
         found: JsonObject = {SCALING: self.scaling.about()}
@@ -70,10 +70,10 @@ class Start:
 
 
 def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeights:
-    """Read the weights that `model.weights` names.
+    """Read the weights that `model.weights` names, from which the networks of a run start.
 
     Args:
-        model: Backbone and initial weights.
+        model: Section `model` of the recipe.
         bands: Bands of the images.
 
     Raises:
@@ -91,7 +91,7 @@ def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeig
 
 
 def checkable(recipe: RunRecipe) -> bool:
-    """Return True if a check can read the first weights. It must work offline, so it asks no hub for weights.
+    """Return True if a check of the recipe can read the first weights offline, because they do not come from a hub.
 
     Raises:
         ConfigError: A hub has no such weights, or they lack bands of the images, as far as is known offline.
@@ -104,16 +104,17 @@ def checkable(recipe: RunRecipe) -> bool:
 def choose_scaling(
     config: DataConfig, data: PixelData, first: FirstWeights | None = None, recorded: JsonMapping | None = None
 ) -> ChosenScaling:
-    """Choose the numbers that scale the images: `data.mean` and `data.std`, else those of the weights' training.
+    """Choose the numbers that scale the images of a run.
 
-    If a recipe has neither, `data.scale` decides.
+    These are `data.mean` and `data.std` if the recipe has them. Else they are those that scaled the training images of
+    the first weights, if they are known and fit the stored values. Else `data.scale` decides.
 
     Args:
         config: Section `data` of the recipe.
         data: Open store.
         first: Weights that the run starts from; None if there are none.
-        recorded: The run's record, if it was started before. A scaling of weights that it holds is kept, even if the
-            weights are gone.
+        recorded: The run's record, if the run was started before. If its scaling came from weights, it is kept, even if
+            the weights are gone.
 
     Raises:
         RunError: The record is damaged.
@@ -153,7 +154,7 @@ def stored_type(config: DataConfig, data: PixelData) -> StoredType | None:
 
 
 def _by_scale(config: DataConfig, data: PixelData) -> BandScaling:
-    """Return the numbers that scale each band as `data.scale` says: from the bands' statistics, or 255 for bytes."""
+    """Return the numbers that scale each band as `data.scale` says, by the bands' statistics or from 8-bit values."""
     count = len(config.bands)
     if config.scale == "bytes":
         return BandScaling((0.0,) * count, (255.0,) * count, (127.5,) * count, (127.5,) * count)
