@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stssl.base.errors import StsslError
+
 MOST_READING = 16
 """Largest default number of threads that read for one rank. With more, the pieces of a batch would become too small."""
 
@@ -106,14 +108,58 @@ def made_once(make: Callable[[], object], device: torch.device) -> object:
     Args:
         make: Function that returns plain values, as JSON has them. NaN and infinities are allowed.
         device: Device of the tensors that the ranks exchange.
+
+    Raises:
+        StsslError: `make` raised it on rank 0. All ranks raise an error of the same class with the same message.
+        RuntimeError: `make` raised another error on rank 0. Rank 0 raises that error itself.
     """
     if world_size() == 1:
         return make()
-    text = json.dumps(make()).encode() if rank() == 0 else b""
+    text, failure = b"", None
+    if rank() == 0:
+        try:
+            text = json.dumps({"made": make()}).encode()
+        # Rank 0 must send any error before it raises it: the other ranks already wait for the result.
+        except Exception as error:
+            text, failure = json.dumps(_about(error)).encode(), error
+    found = json.loads(_sent_by_first(text, device))
+    if failure is not None:
+        raise failure
+    if "made" not in found:
+        raise _raised(**found)
+    made: object = found["made"]
+    return made
+
+
+def _sent_by_first(text: bytes, device: torch.device) -> bytes:
+    """Send bytes from rank 0 to all ranks, and return them. What the other ranks pass is ignored."""
     size = torch.tensor([len(text)], device=device)
     dist.broadcast(size, 0)
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if text else None
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if rank() == 0 else None
     data = torch.empty(int(size), dtype=torch.uint8, device=device) if data is None else data
     dist.broadcast(data, 0)
-    found: object = json.loads(bytes(data.tolist()))
-    return found
+    return bytes(data.tolist())
+
+
+def _about(error: Exception) -> dict[str, object]:
+    """Describe an error of rank 0 in plain values, from which the other ranks make the error that they raise."""
+    return {"kind": type(error).__name__, "message": str(error), "exit_code": getattr(error, "exit_code", None)}
+
+
+def _raised(kind: str, message: str, exit_code: int | None) -> Exception:
+    """Make the error that other ranks raise after an error of rank 0.
+
+    Args:
+        kind: Name of the error's class.
+        message: Message of the error.
+        exit_code: Exit code of the command, if it is a `StsslError`.
+    """
+    classes: list[type[StsslError]] = [StsslError]
+    for known in classes:  # the list grows meanwhile
+        if known.__name__ == kind:
+            error = known(message)
+            error.exit_code = exit_code or error.exit_code
+            return error
+        classes += known.__subclasses__()
+    # Not a `StsslError`: Ray may start the workers again after a defect, such as a lost GPU, but not after a mistake.
+    return RuntimeError(f"rank 0 failed: {kind}: {message}")

@@ -12,18 +12,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from stssl.base.distributed import exchange_device, gather_rows, rank, world_size
+from stssl.base.distributed import exchange_device, gather_rows, made_once, rank, world_size
 from stssl.base.errors import RunError
 from stssl.base.logs import LOG
 from stssl.base.stopping import TOGETHER_S, Asked
+from stssl.base.whole_files import write_whole
 from stssl.models.backbones import stages
 from stssl.models.layout import memory_format
 from stssl.recipes.recipe import Recipe, RunRecipe
@@ -43,19 +44,12 @@ def check_shared(folder: Path) -> None:
     Rank 0 writes a file with a random name, and each rank looks for it.
 
     Raises:
-        RunError: Some ranks do not see the file. The message names them.
+        RunError: Some ranks do not see the file: the message names them. Or rank 0 cannot write it.
     """
     if world_size() == 1:
         return
-    # The name is random, since an earlier start may have left such a file.
     device = exchange_device()
-    number = torch.tensor([uuid.uuid4().int % 2**62], device=device)
-    dist.broadcast(number, 0)
-    mark = folder / f".seen-{int(number)}"
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    dist.barrier()
+    mark = folder / str(made_once(partial(_leave_mark, folder), device))
     with contextlib.suppress(OSError):
         # A network file system may cache for seconds that a file is absent. Listing the folder makes it look again.
         list(folder.iterdir())
@@ -68,6 +62,18 @@ def check_shared(folder: Path) -> None:
             f"launch.storage: {folder} is not the same folder on all nodes: rank {ranks} does not see what rank 0 "
             f"wrote (this is rank {rank()} on {socket.gethostname()}). Give a folder that all nodes share."
         )
+
+
+def _leave_mark(folder: Path) -> str:
+    """Write an empty file, and return its name.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    # The name is random, since an earlier start may have left such a file.
+    name = f".seen-{uuid.uuid4().hex}"
+    write_whole(folder / name, b"")
+    return name
 
 
 def keep_memory() -> None:

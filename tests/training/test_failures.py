@@ -162,21 +162,29 @@ def test_control_sigkill_leaves_an_older_checkpoint(recipe_tree, tmp_path):
     assert signal.SIGKILL != signal.SIGTERM
 
 
-def look(rank, folder, shared):
+def look(rank, folder, place):
     try:
-        check_shared(folder / ("runs" if shared else f"runs{rank}"))
+        check_shared(folder / place.format(rank=rank))
         said = "shared"
     except RunError as error:
         said = str(error)
     (folder / f"{rank}.txt").write_text(said)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, shared):
-    on_ranks(2, look, tmp_path, shared)
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("runs", "shared"),
+        ("runs{rank}", "not the same folder on all nodes: rank 1 does not see"),
+        ("file/runs", "A file is where a folder must be"),  # rank 1 must not wait for rank 0, which cannot write
+    ],
+)
+def test_storage_that_ranks_do_not_share_is_found_out(tmp_path, place, words):
+    (tmp_path / "file").touch()
+    on_ranks(2, look, tmp_path, place)
     for rank in range(2):
-        said = (tmp_path / f"{rank}.txt").read_text()
-        assert said == "shared" if shared else "not the same folder on all nodes: rank 1 does not see" in said
+        assert words in (tmp_path / f"{rank}.txt").read_text()
+    assert not list(tmp_path.glob("runs*/.seen-*"))
 
 
 @pytest.mark.parametrize("network", ["transformer", "batchnorm"])
