@@ -1,7 +1,7 @@
-"""Define the algorithms, one file each, and the losses that they share.
+"""Define the algorithms of semi-supervised training, one file each, and the losses that they share.
 
-An algorithm turns predictions on weakly augmented patches into pseudo-labels, and these into loss terms. The step in
-`stssl/steps` computes the losses from these terms. `names.py` says how to add an algorithm.
+An algorithm turns predictions on weakly augmented patches into pseudo-labels, and these into loss terms. The training
+step in `stssl/steps` computes the losses from these terms. `names.py` says how to add an algorithm.
 
 Python imports each name below at its first use: all names except `NAMES` need torch, which is slow to import.
 """

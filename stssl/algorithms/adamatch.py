@@ -37,10 +37,10 @@ from stssl.base.labels import LabelSpace
 
 
 class AdaMatchConfig(LabelConfig):
-    """Configure AdaMatch.
+    """Define the settings of AdaMatch: its threshold and its running means.
 
     Attributes:
-        threshold: Least confidence of a pseudo-label, as a share of the mean labeled confidence.
+        threshold: Least confidence of a pseudo-label, as a share of the mean confidence on labeled patches.
         ema_decay: Share of the old means that a step keeps; 0 uses the last batch only.
     """
 
@@ -50,7 +50,10 @@ class AdaMatchConfig(LabelConfig):
 
 
 class AdaMatch(Algorithm):
-    """Scale class probabilities on unlabeled data to the mean on labeled data; set thresholds by labeled confidence."""
+    """Make pseudo-labels from predictions that are scaled to the mean prediction on labeled data.
+
+    A pseudo-label counts if its confidence reaches a share of the mean confidence on labeled data.
+    """
 
     config_type = AdaMatchConfig
     config: AdaMatchConfig
@@ -58,13 +61,19 @@ class AdaMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: AdaMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the three running means without values. The first batch sets their values."""
+        """Create the running means of the labeled and unlabeled probabilities and of the labeled confidence.
+
+        They have no values before the first batch.
+        """
         super().__init__(config, space, facts)
         shape = (space.groups, space.choices)
         self.labeled, self.unlabeled, self.confidence = (Running(config.ema_decay, shape) for _ in range(3))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update three means: labeled probabilities, unlabeled probabilities, and labeled confidence."""
+        """Update three running means of the labeler's predictions: labeled and unlabeled probabilities, confidence.
+
+        The confidence is the highest probability on labeled patches.
+        """
         labeled = outputs.labeler[View.LABELED_WEAK].softmax(-1)
         self.labeled.update(labeled.mean(0))
         self.unlabeled.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
@@ -74,7 +83,10 @@ class AdaMatch(Algorithm):
         self.confidence.update((top * side).sum(0).where(count > 0, top.mean(0)) / count.clamp_min(1))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict aligned pseudo-labels of weak views above the threshold."""
+        """Return one loss term: predict on strong views the pseudo-labels that the aligned probabilities p give.
+
+        The labeler predicts them on weak views. Only those above the threshold count.
+        """
         p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
         threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
         # `label` expects logits. The softmax of log p is p, so log p can serve as logits.
@@ -82,8 +94,12 @@ class AdaMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Compute probabilities from logits of weak views. Scale them to the mean probabilities on labeled data.
+        """Return the labeler's probabilities on weak views, scaled so that their mean is the mean on labeled data.
 
-        Logits and probabilities have the shape [rows, decisions, choices].
+        Args:
+            weak: [rows, decisions, choices] the labeler's logits of weak views.
+
+        Returns:
+            [rows, decisions, choices] probabilities.
         """
         return align(weak.softmax(-1), self.labeled.value, self.unlabeled.value)

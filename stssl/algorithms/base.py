@@ -1,8 +1,11 @@
-"""Define the base class of algorithms. An algorithm turns logits into loss terms: targets for the predictions.
+"""Define the base class of algorithms, and functions that they share.
 
-The logits come from the labeler, which is the network that makes the pseudo-labels. In shapes, a row is one patch of a
-batch. A single-label task has one decision for each row, with one choice for each class. A multi-label task has one
-decision for each class, with the choices "absent" and "present". See `LabelSpace`.
+An algorithm turns the logits of the labeler (the network that makes the pseudo-labels) into loss terms, which are
+targets for predictions.
+
+In shapes, a row is one patch of a batch. A single-label task has one decision for each row, with one choice for each
+class. A multi-label task has one decision for each class, with the choices "absent" and "present". The number of a
+choice is its choice id. See `LabelSpace`.
 """
 
 from collections.abc import Mapping
@@ -40,7 +43,7 @@ class BaseAlgorithmConfig(Config):
 
     Attributes:
         name: Name of the algorithm. Each algorithm's configuration allows one name.
-        labeler: Which weights of the network make the pseudo-labels: `live` (current) or `ema` (averaged).
+        labeler: Weights of the network that make the pseudo-labels: `live` (current) or `ema` (averaged).
     """
 
     name: str
@@ -48,10 +51,11 @@ class BaseAlgorithmConfig(Config):
 
 
 class LabelConfig(BaseAlgorithmConfig):
-    """Define the settings for the kind of pseudo-label: probabilities, or the most probable choice.
+    """Define the settings that say whether pseudo-labels are probabilities, or the most probable class.
 
     Attributes:
-        soft: True to use probabilities as targets, False to use the most probable choice.
+        soft: True to use probabilities as targets, False to use the most probable choice: a class or, in multi-label
+            tasks, "absent" or "present".
         temperature: Divisor of the logits before the softmax of soft targets. A value below 1 sharpens them.
     """
 
@@ -59,16 +63,16 @@ class LabelConfig(BaseAlgorithmConfig):
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
     def label(self, logits: Tensor) -> Tensor:
-        """Turn logits [rows, decisions, choices] into targets for a loss.
+        """Turn the labeler's logits [rows, decisions, choices] into pseudo-labels, the targets of a loss.
 
-        The targets are probabilities [rows, decisions, choices] if `soft` is True, else choice ids [rows, decisions].
+        Return probabilities [rows, decisions, choices] if `soft` is True, else ids of choices [rows, decisions].
         """
         return (logits / self.temperature).softmax(-1) if self.soft else choose(logits)
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Hold facts about the training data that an algorithm may use before the first step.
+    """Hold facts about a run's training data that algorithms get when they are created, before the first step.
 
     Attributes:
         prior: [decisions, choices] frequency of each choice among the labeled patches.
@@ -81,12 +85,14 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class LabelerOutputs:
-    """Hold the logits that the networks predict for some rows of a batch, without gradients.
+    """Hold the networks' logits for some patches of a batch, from which an algorithm makes pseudo-labels.
+
+    The logits have no gradients.
 
     Attributes:
-        labeler: Logits of the network that makes the pseudo-labels, for the views in `Algorithm.views`.
+        labeler: Logits of the labeler (the network that makes the pseudo-labels), by view: those in `Algorithm.views`.
         student: The student's logits for `UNLABELED_STRONG`. Empty if `watches_student` is False.
-        index: [rows] positions of the unlabeled rows in the run's list of unlabeled patches.
+        index: [rows] positions of the unlabeled patches in the run's list of unlabeled patches.
         blank: [1, decisions, choices] the labeler's logits for the blank image. None if `needs_blank` is False.
     """
 
@@ -98,13 +104,13 @@ class LabelerOutputs:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """Describe one part of the loss, which compares predictions on a view with a target.
+    """Describe one part of the training loss: which targets (pseudo-labels) a network must predict on which view.
 
     Attributes:
-        view: View on which the network must predict the target.
-        target: [rows, decisions] choice ids, or [rows, decisions, choices] distributions.
+        view: Augmented view of the patches on which the network must predict the targets.
+        target: [rows, decisions] ids of choices, or [rows, decisions, choices] distributions over choices.
         weight: [rows, decisions] factor for the loss of each decision; 0 leaves the decision out.
-        sign: 1 to add the term to the loss, -1 to subtract it.
+        sign: 1 to add this part to the loss, -1 to subtract it.
         by_weight: True to divide the sum of losses by the sum of weights, False to divide by the number of decisions.
     """
 
@@ -116,15 +122,17 @@ class LossTerm:
 
 
 class Algorithm(nn.Module):
-    """Make loss terms for unlabeled patches. This base class makes none; algorithms override the methods they need.
+    """Make the loss terms for unlabeled patches from the labeler's predictions, at each training step.
 
-    Algorithms store their state in persistent buffers, so that checkpoints save it.
+    This base class makes no term; algorithms override the methods that they need. They store their state in persistent
+    buffers, so that checkpoints save it.
 
     Attributes:
         config_type: Class of the configuration. Its field `name` is the name of the algorithm.
         config: This algorithm's configuration.
-        views: Views that the labeler must predict; empty for an algorithm that uses labels only.
-        smoke: Configuration keys that `--smoke` changes, with their values. Four steps then run all its code.
+        views: Augmented views that the labeler must predict; empty for an algorithm that uses labels only.
+        smoke: Configuration keys that `--smoke` changes, with their values. A run of four steps then reaches all code
+            of the algorithm.
         multilabel_only: True if the algorithm works for multi-label tasks only.
         stateful: True if `observe` must be called at each step.
         watches_student: True if `observe` needs the student's logits too.
@@ -135,7 +143,7 @@ class Algorithm(nn.Module):
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = BaseAlgorithmConfig
     config: BaseAlgorithmConfig
-    # This is no ClassVar, because in some algorithms it depends on the configuration of the instance.
+    # `views` is no ClassVar, because in some algorithms it depends on the configuration of the instance.
     views: frozenset[View] = frozenset({View.UNLABELED_WEAK})
     smoke: ClassVar[JsonObject] = {}
     multilabel_only: ClassVar[bool] = False
@@ -146,12 +154,12 @@ class Algorithm(nn.Module):
     regularized: ClassVar[bool] = False
 
     def __init__(self, config: BaseAlgorithmConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Store the configuration of the algorithm. The algorithm has no state yet.
+        """Store the configuration and the classes. Algorithms with a state (such as running means) also create it.
 
         Args:
-            config: An instance of `config_type`.
-            space: Classes and kind of task.
-            facts: Facts about the data that are known before the first step.
+            config: Configuration, an instance of `config_type`.
+            space: Classes of the task, and whether it is single-label or multi-label.
+            facts: Facts about the training data, such as the frequency of each class.
 
         Raises:
             ConfigError: The algorithm is for multi-label data only, and the task is single-label.
@@ -164,68 +172,81 @@ class Algorithm(nn.Module):
         self.config, self.space = config, space
 
     def waits(self, progress: Progress) -> bool:
-        """Return True in steps that must learn from labels only. `observe` still runs in these steps."""
+        """Return True if the current step must learn from labels only, without the algorithm's loss terms.
+
+        `observe` still updates the state in such steps.
+        """
         return False
 
     @property
     def takes_votes(self) -> bool:
-        """Return True if neighbor votes may change the logits of this algorithm's pseudo-labels.
+        """Return True if votes (predictions for nearby patches) may change the logits that make the pseudo-labels.
 
-        Neighbor votes are predictions for nearby patches. Return False if the algorithm compares these logits with
-        logits of another view or of the student: votes do not change those, so both would not fit together.
+        Return False if the algorithm also uses the labeler's logits for other views, or the student's logits: votes do
+        not change those, and the algorithm could not compare both.
         """
         return self.views == {View.UNLABELED_WEAK} and not self.watches_student
 
     @classmethod
     def unused_keys(cls) -> tuple[str, ...]:
-        """List the recipe keys that never change anything with this algorithm.
+        """Return the recipe keys without effect if a run uses this algorithm.
 
-        A search leaves these keys out while it tries the algorithm.
+        A search over recipes does not vary these keys while it tries the algorithm.
         """
         loss = () if cls.views else ("loss.unlabeled",)
         votes = () if cls.views == {View.UNLABELED_WEAK} and not cls.watches_student else ("votes",)
         return (*loss, *votes)
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the algorithm's state, such as running means. Each step calls this once, with the rows of all ranks.
+        """Update the algorithm's state, such as running means. Each training step calls this once, before `terms`.
 
         Args:
-            outputs: Predictions of the networks for the rows of all ranks.
+            outputs: Predictions of the networks for the batch's patches of all ranks.
             progress: Current step.
         """
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return the loss terms for some rows, and do not change state. Metrics of pseudo-labels use the first term.
+        """Return the loss terms for some patches, and do not change state. Metrics of pseudo-labels use the first term.
 
         Args:
-            outputs: Predictions of the networks for some rows of this rank.
+            outputs: Predictions of the networks for some of this rank's patches.
             progress: Current step.
         """
         return []
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [rows, decisions] on true labels.
+        """Compute the loss on true labels: the cross-entropy, unless an algorithm overrides it.
 
-        The logits have the shape [rows, decisions, choices]. The target holds choice ids [rows, decisions].
+        Args:
+            logits: [rows, decisions, choices] logits of a network.
+            target: [rows, decisions] labels as ids of choices; `IGNORED` if unknown.
+
+        Returns:
+            [rows, decisions] loss of each decision.
         """
         return cross_entropy(logits, target)
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [rows, decisions] on pseudo-labels, one value for each decision.
+        """Compute the loss on pseudo-labels: the cross-entropy, unless an algorithm overrides it.
 
         Args:
-            logits: [rows, decisions, choices] logits for the view of a loss term.
-            target: Target of the term: [rows, decisions] choice ids, or [rows, decisions, choices] distributions.
+            logits: [rows, decisions, choices] a network's logits for the view of a loss term.
+            target: Target of the term: [rows, decisions] ids of choices, or [rows, decisions, choices] distributions.
+
+        Returns:
+            [rows, decisions] loss of each decision.
         """
         return cross_entropy(logits, target)
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Adjust the logits of one network before a loss uses them. Do not change state.
+        """Return a network's logits as a loss must use them: unchanged, unless an algorithm overrides this.
+
+        This must not change the algorithm's state.
 
         Args:
             logits: [rows, decisions, choices] logits of one network for one view.
-            role: Role of the network.
-            view: View that the network predicted.
+            role: `labeler` if the network makes the pseudo-labels, else `student`.
+            view: Augmented view that the network predicted.
             progress: Current step.
 
         Returns:
@@ -234,22 +255,29 @@ class Algorithm(nn.Module):
         return logits
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Compute the sums over rows that `regularizer` needs, with gradients. The step adds these sums over ranks.
+        """Sum over a rank's patches what `regularizer` needs, with gradients. The step adds the sums of all ranks.
 
         Args:
-            logits: [rows, decisions, choices] logits for the view of a loss term.
-            term: The loss term.
+            logits: [rows, decisions, choices] a network's logits for the view of a loss term.
+            term: Loss term that the network learns from.
+
+        Returns:
+            Tensor of sums, with the shape that the algorithm's `regularizer` takes.
         """
         return logits.new_zeros(())
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Compute a scalar to add to a network's loss, from the sums of `statistics` over the whole global batch."""
+        """Return a scalar to add to a network's loss, from the sums of `statistics` over the patches of all ranks."""
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Correct a trained network's logits at test time by its logits for a blank image.
+        """Return a trained network's logits at test time, corrected by its logits for a blank image.
 
-        The logits have the shapes [rows, classes] and [1, classes].
+        Return them unchanged unless an algorithm overrides this.
+
+        Args:
+            logits: [rows, classes] logits of the patches to predict.
+            blank: [1, classes] logits of the blank image.
         """
         return logits
 
@@ -258,12 +286,12 @@ class Running(nn.Module):
     """Store and update an exponential moving average of a tensor, in a buffer that checkpoints save."""
 
     def __init__(self, decay: float, shape: tuple[int, ...], start: float | None = None) -> None:
-        """Create the buffer of the moving average.
+        """Create the moving average of a tensor.
 
         Args:
             decay: Share of the old value that an update keeps, 0..1.
-            shape: Shape of the value.
-            start: First value of the average. If None, the first update sets it.
+            shape: Shape of the tensor.
+            start: First value of all entries. If None, the first update sets the value.
         """
         super().__init__()
         self.decay = decay
@@ -273,8 +301,11 @@ class Running(nn.Module):
         self.register_buffer("started", torch.tensor(start is not None))
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
-        """Move the average toward `new` and return it. Do not change entries for which the mask `where` is False."""
-        # Use `torch.where`, not `if`: with `if`, the host would wait for the device at each step.
+        """Move the average toward the tensor `new`, and return the average.
+
+        Do not change entries for which the mask `where` is False.
+        """
+        # Use `torch.where`, not `if`: with `if`, the CPU would wait for the GPU at each step.
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
         self.value.copy_(new if where is None else torch.where(where, new, self.value))
         self.started.fill_(True)
@@ -282,7 +313,9 @@ class Running(nn.Module):
 
 
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
-    """Select the decisions with a confident prediction, by fixed cut-offs on the probability.
+    """Select the decisions (patches or, if multi-label, classes of patches) whose prediction is confident.
+
+    The selection has fixed cut-offs on the probability.
 
     Args:
         probability: [rows, decisions, choices] probability of each choice.
@@ -300,34 +333,48 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 
 
 def choose(logits: Tensor) -> Tensor:
-    """Return the ids [rows, decisions] of the choices with the largest logits.
+    """Return the id [rows, decisions] of the choice with the largest logit in each decision.
 
     If several choices share the largest logit, return the last of them.
+
+    Args:
+        logits: [rows, decisions, choices] logits or probabilities.
     """
     # `argmax` returns the first of equal values, but a multi-label logit of 0 must mean "present", the last choice.
     return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
 
 
 def of_choice(values: Tensor, choices: Tensor) -> Tensor:
-    """Look up one value for each chosen choice.
+    """Look up the value of each row's choice, such as the threshold of the predicted class.
 
-    The values are a table [decisions, choices], the choice ids [rows, decisions]. The result is [rows, decisions].
+    Args:
+        values: [decisions, choices] value of each choice.
+        choices: [rows, decisions] ids of the rows' choices.
+
+    Returns:
+        [rows, decisions] values.
     """
     return values.expand(len(choices), -1, -1).gather(-1, choices[..., None])[..., 0]
 
 
 def share(choices: Tensor, count: int) -> Tensor:
-    """Compute the share of rows with each of `count` choices.
+    """Compute for each choice (such as a class) the share of rows that have it.
 
-    The choice ids have the shape [rows, decisions], the result [decisions, choices].
+    Args:
+        choices: [rows, decisions] ids of the rows' choices.
+        count: Number of choices of a decision.
+
+    Returns:
+        [decisions, choices] shares.
     """
     return nn.functional.one_hot(choices, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:
-    """Return floats [rows, decisions]: 1 for a known target, 0 for an `IGNORED` one.
+    """Return floats [rows, decisions] that say which targets of a loss are known: 1 if known, 0 if `IGNORED`.
 
-    Targets are choice ids [rows, decisions], or distributions [rows, decisions, choices], which are always known.
+    Args:
+        targets: [rows, decisions] ids of choices, or [rows, decisions, choices] distributions, which are always known.
     """
     if targets.dtype.is_floating_point:
         return torch.ones_like(targets[..., 0])

@@ -8,7 +8,7 @@ probability p of "present" with quantiles over the last rows of unlabeled probab
 
 The quantile at q of n ascending values is the value at index clamp(floor(n q), 0, n - 1). The losses are asymmetric
 (arXiv:2009.14119) or cross-entropy. The unlabeled loss is divided by the number of selected decisions. By default the
-averaged labeler makes the labels. State: the ring of the last probabilities, and the cuts, which are the three
+averaged labeler makes the labels. State: a ring buffer with the last probabilities, and the cuts, which are the three
 quantiles above.
 
 Differences from the public implementation: checkpoints keep the ring. The ring holds the rows of all ranks and takes
@@ -32,10 +32,10 @@ SelectedShare = Annotated[float, Field(gt=0, le=1), Domain(0.3, 1.0)]
 
 
 class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
-    """Configure CAP.
+    """Define the settings of CAP: its quantiles and its loss.
 
     Attributes:
-        rows: Size of the ring: number of unlabeled rows that quantiles use.
+        rows: Number of unlabeled patches, the last ones predicted, whose probabilities give the quantiles.
         positive_share: Share of the expected positives to select.
         negative_share: Share of the expected negatives to select.
         asymmetric: True for the asymmetric loss, False for cross-entropy.
@@ -50,7 +50,10 @@ class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
 
 
 class Cap(Algorithm):
-    """Select positives and negatives of each class by quantiles that follow the class's frequency in labeled data."""
+    """Make pseudo-labels so that each class is present as often as in the labeled data.
+
+    Quantiles of the labeler's last probabilities say which patches count as positives and negatives of a class.
+    """
 
     config_type = CapConfig
     config: CapConfig
@@ -58,29 +61,32 @@ class Cap(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create an empty ring of probabilities, and set all cuts (thresholds on the probability) to 0.5."""
+        """Create an empty ring buffer for probabilities, and set all cuts (thresholds on a probability) to 0.5."""
         super().__init__(config, space, facts)
-        # Use float64: in float32, share times number of rows could round up, and so select the next quantile.
+        # Use float64: in float32, the product of a share and the number of rows could round up to the next quantile.
         frequency = facts.prior[:, 1].double()
         positive, negative = config.positive_share, config.negative_share
         shares = torch.stack([1 - frequency, 1 - positive * frequency, negative * (1 - frequency)])
         self.shares: Tensor
-        # Not in checkpoints: a resumed run computes the same shares from its configuration and labels.
+        # Do not save the shares in checkpoints: a resumed run computes the same from its configuration and labels.
         self.register_buffer("shares", shares, persistent=False)
         self.ring = Ring(space.groups, config.rows)
         self.cuts: Tensor
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Add the batch's probabilities to the ring, and compute the cuts for labels, positives and negatives."""
+        """Add the labeler's probabilities of "present" to the ring buffer, and compute the cuts from all in it.
+
+        The cuts are three thresholds for each class: for the label, for selected positives and for selected negatives.
+        """
         self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
-        # If both shares are 1, the three cuts are equal. Compute one: a quantile over the ring is slow.
+        # If both shares are 1, the three cuts are equal. Compute only one: a quantile over the ring buffer is slow.
         same = self.config.positive_share == self.config.negative_share == 1
         cuts = [self.ring.quantile(share) for share in self.shares[: 1 if same else 3]]
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict the selected "present" and "absent" labels of weak views."""
+        """Return one loss term: predict on strong views the selected "present" and "absent" labels from weak views."""
         p = presence(outputs.labeler[View.UNLABELED_WEAK])
         cut, above, below = self.cuts
         chosen = (p >= above) | (p <= below)

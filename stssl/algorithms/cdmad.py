@@ -33,7 +33,7 @@ class CdmadConfig(CutoffConfig):
     Attributes:
         present_above: Multi-label: select "present" if the probability of "present" is at least this. If this or
             `absent_below` is None, both choices use `threshold`.
-        debias_after: First step that subtracts the bias from the logits of targets.
+        debias_after: First step that subtracts the labeler's bias from its logits before it makes targets.
     """
 
     name: Literal["cdmad"] = "cdmad"
@@ -44,7 +44,7 @@ class CdmadConfig(CutoffConfig):
 
 
 class Cdmad(FixMatch):
-    """Run FixMatch with soft targets, after subtracting the network's class bias from the logits."""
+    """Run FixMatch with targets from the labeler's logits minus its bias, which are its logits for a blank image."""
 
     config_type = CdmadConfig
     config: CdmadConfig
@@ -52,7 +52,7 @@ class Cdmad(FixMatch):
     needs_blank: ClassVar[bool] = True
 
     def __init__(self, config: CdmadConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the buffer of the bias toward each class, with all values 0."""
+        """Create the buffer for the labeler's bias toward each class, with all values 0."""
         super().__init__(config, space, facts)
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(space.groups, space.choices))
@@ -63,10 +63,10 @@ class Cdmad(FixMatch):
             self.bias.copy_(outputs.blank.mean(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's loss term, with targets made from the labeler's logits minus its bias."""
+        """Return FixMatch's loss term (predict confident pseudo-labels), with the bias subtracted from the logits."""
         weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Subtract a network's logits for the blank image [1, classes], its bias, from its logits [rows, classes]."""
+        """Return a network's logits [rows, classes] minus its bias: its logits [1, classes] for the blank image."""
         return logits - blank

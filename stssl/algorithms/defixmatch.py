@@ -23,14 +23,14 @@ class DeFixMatchConfig(CutoffConfig):
 
 
 class DeFixMatch(FixMatch):
-    """Subtract FixMatch's loss on labeled data from its loss on unlabeled data."""
+    """Run FixMatch, but subtract its loss on labeled data (with pseudo-labels) from its loss on unlabeled data."""
 
     config_type = DeFixMatchConfig
     views = frozenset({View.UNLABELED_WEAK, View.LABELED_WEAK})
     strong_labeled: ClassVar[bool] = True
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's loss term on unlabeled data, and the same term on labeled data with a negative sign."""
+        """Return FixMatch's loss term on unlabeled data, and the same on labeled data, which is to be subtracted."""
         weak = outputs.labeler[View.LABELED_WEAK]
         twin = LossTerm(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
         return [*super().terms(outputs, progress), twin]

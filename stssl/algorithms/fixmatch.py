@@ -44,12 +44,12 @@ class FixMatch(Algorithm):
     config: CutoffConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict the confident pseudo-labels of weak views."""
+        """Return one loss term: predict on strong views the confident pseudo-labels that weak views give."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def select(self, weak: Tensor) -> Tensor:
-        """Compute weights [rows, decisions]: 1 if the labeler's prediction passes the cut-offs, else 0.
+        """Return the weight [rows, decisions] of each pseudo-label: 1 if its probability passes the cut-offs, else 0.
 
         Args:
             weak: [rows, decisions, choices] the labeler's logits of weak views.

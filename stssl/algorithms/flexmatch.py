@@ -29,7 +29,7 @@ from stssl.base.labels import LabelSpace
 
 
 class FlexMatchConfig(LabelConfig):
-    """Configure FlexMatch.
+    """Define the settings of FlexMatch: its largest threshold and its warm-up.
 
     Attributes:
         threshold: Least probability for the choice with the largest count. Other choices have a lower threshold.
@@ -58,9 +58,12 @@ class FlexMatch(Algorithm):
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Store the confident labels of the batch, and update the count of each choice."""
-        # Sort to put all rows of a sample together, in the order of the batch. The result must not depend on the number
-        # of ranks.
+        """Store the batch's confident pseudo-labels by patch, and update how many patches have each choice as last one.
+
+        The counts set the thresholds.
+        """
+        # A patch may be several times in the batch, and its last row must win on any number of ranks: sort the rows by
+        # patch, with each patch's rows in the order of the batch.
         index, order = outputs.index.sort(stable=True)
         p = outputs.labeler[View.UNLABELED_WEAK][order].softmax(-1)
         row = torch.arange(len(index), device=index.device)
@@ -70,18 +73,25 @@ class FlexMatch(Algorithm):
         old = self.last[index].long()
         new = torch.where(newest >= first[:, None], choose(p).gather(0, newest.clamp_min(0)), old)
         self.last[index] = new.to(self.last.dtype)
-        # All rows of a sample now have the same old and new label: count only the first row.
+        # All rows of a patch now have the same old and new label, but the patch counts once: use only its first row.
         once = (first == row)[:, None, None]
         self.counts.add_(((self._one_hot(new) - self._one_hot(old)) * once).sum(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict pseudo-labels of weak views above their choice's threshold."""
+        """Return one loss term: predict on strong views the pseudo-labels that weak views give.
+
+        Only pseudo-labels whose confidence reaches the threshold of their choice (such as a class) count.
+        """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         chosen = weak.softmax(-1).amax(-1) >= of_choice(self.thresholds(), choose(weak))
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def thresholds(self) -> Tensor:
-        """Compute the confidence threshold [decisions, choices] of each choice from the counts."""
+        """Compute the confidence threshold [decisions, choices] of each choice from the counts of confident labels.
+
+        The largest count gives the configured threshold, smaller counts give lower ones. With `count_unused`, the
+        number of patches without a confident label is one of the counts.
+        """
         most = self.counts.amax(-1, keepdim=True)
         if self.config.count_unused:
             most = most.maximum(len(self.last) - self.counts.sum(-1, keepdim=True))
@@ -89,6 +99,6 @@ class FlexMatch(Algorithm):
         return self.config.threshold * status / (2 - status)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """Encode choice ids [rows, decisions] as one-hot vectors. An id `IGNORED` (unknown) gives a vector of zeros."""
+        """Return choice ids [rows, decisions] as one-hot vectors [rows, decisions, choices]; zeros for `IGNORED`."""
         found: Tensor = functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]
         return found

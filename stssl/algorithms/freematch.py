@@ -43,14 +43,14 @@ from stssl.base.labels import LabelSpace
 
 
 class FreeMatchConfig(LabelConfig):
-    """Configure FreeMatch.
+    """Define the settings of FreeMatch: its running thresholds and its fairness term.
 
     Attributes:
         ema_decay: Share of the old running values that a step keeps.
         fairness_weight: Factor of the fairness term.
         supervised_steps: Number of steps at the start that learn from labels only.
-        quantile: Quantile of the confidence that t follows. If None, t follows the mean.
-        clip: True to keep the running confidence below 0.95.
+        quantile: Quantile of a batch's confidences that the running confidence follows; None for their mean.
+        clip: True to limit the running confidence to at most 0.95.
     """
 
     name: Literal["freematch"] = "freematch"
@@ -62,7 +62,10 @@ class FreeMatchConfig(LabelConfig):
 
 
 class FreeMatch(Algorithm):
-    """Set thresholds by the running confidence and class distribution, and add a fairness term to the loss."""
+    """Select pseudo-labels by thresholds that follow the labeler's confidence, and add a fairness term to the loss.
+
+    The term makes predictions on selected patches follow the labeler's mean prediction.
+    """
 
     config_type = FreeMatchConfig
     config: FreeMatchConfig
@@ -71,7 +74,7 @@ class FreeMatch(Algorithm):
     regularized: ClassVar[bool] = True
 
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the running values: with n choices, all probabilities and the confidence start at 1 / n."""
+        """Create the running confidence, marginal and histogram of the labeler; with n choices, all start at 1 / n."""
         super().__init__(config, space, facts)
         shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
@@ -79,11 +82,11 @@ class FreeMatch(Algorithm):
         self.histogram = Running(config.ema_decay, shape, even)
 
     def waits(self, progress: Progress) -> bool:
-        """Return True in the first `supervised_steps` steps, which learn from labels only."""
+        """Return True if the current step is one of the first `supervised_steps`, which learn from labels only."""
         return progress.step < self.config.supervised_steps
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the running confidence (its mean or a quantile), the marginal and the histogram."""
+        """Update the labeler's running confidence, mean prediction (marginal), and share of each choice (histogram)."""
         p = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
@@ -93,7 +96,10 @@ class FreeMatch(Algorithm):
         self.histogram.update(share(choose(p), self.space.choices))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict pseudo-labels of weak views above their choice's threshold."""
+        """Return one loss term: predict on strong views the pseudo-labels that weak views give.
+
+        Only pseudo-labels whose confidence reaches the threshold of their choice (such as a class) count.
+        """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
         threshold = self.confidence.value[:, None] * marginal / marginal.amax(-1, keepdim=True)
@@ -101,18 +107,23 @@ class FreeMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum the probabilities and the one-hot choices of selected rows, for the fairness term.
+        """Sum a network's predictions on the selected patches, for the fairness term.
 
-        Both sums are returned as one tensor [2, decisions, choices].
+        Args:
+            logits: [rows, decisions, choices] the network's logits for strong views.
+            term: Loss term, whose weights are above 0 for selected patches.
+
+        Returns:
+            [2, decisions, choices]: the sum of the probabilities, and the number of patches with each predicted choice.
         """
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
         choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
         return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Compute the fairness term times its weight, from the sums of `statistics` over the whole global batch."""
+        """Return the fairness term times its weight, from the sums of `statistics` over the patches of all ranks."""
         return self.fairness(statistics) * self.config.fairness_weight
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """Compute the fairness term, a scalar, from the sums [2, decisions, choices] that `statistics` returns."""
+        """Return the fairness term, a scalar, from the sums [2, decisions, choices] that `statistics` returns."""
         return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

@@ -1,8 +1,8 @@
-"""Compute losses that are exact for the global batch on any number of ranks.
+"""Compute losses in a form that gives the same mean over the global batch on any number of ranks.
 
 If ranks differ in weights, ignored targets or number of rows, the mean of their mean losses is not the mean over the
-global batch. So a loss has a numerator and a denominator. The step first sums the denominators over ranks, which needs
-no gradients. Each rank divides its numerators by these sums.
+global batch. Therefore, functions here return losses of single decisions, or a sum and the number of its terms. The
+training step adds the numbers over ranks, which needs no gradients; each rank divides its sums by the result.
 
 In shapes, a row is one patch of a batch. A single-label task has one decision for each row, with one choice for each
 class. A multi-label task has one decision for each class, with two choices: "absent" and "present".
@@ -27,7 +27,7 @@ temperature. `none` compares nothing.
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the cross-entropy of each decision.
+    """Compute the cross-entropy of each decision (a patch or, if multi-label, a class of a patch).
 
     Args:
         logits: [rows, decisions, choices] logits.
@@ -39,13 +39,13 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     log_probability = functional.log_softmax(logits, -1)
     if target.dtype.is_floating_point:
         return -(target * log_probability).sum(-1)
-    # `IGNORED` is -1, which `gather` does not take: look up choice 0 instead, and mask the result.
+    # `IGNORED` is -1, which `gather` does not accept: look up choice 0 for such targets, and set their loss to 0 below.
     chosen = log_probability.gather(-1, target.clamp_min(0)[..., None])[..., 0]
     return torch.where(target == IGNORED, 0.0, -chosen)
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared error between softmax probabilities and targets for each decision, averaged over choices.
+    """Compute the squared error between predicted probabilities and targets, averaged over the choices of a decision.
 
     Args:
         logits: [rows, decisions, choices] logits.
@@ -117,24 +117,25 @@ def asymmetric(
 
 
 def presence(logits: Tensor) -> Tensor:
-    """Compute the probability [rows, classes] of "present".
+    """Return the probability [rows, classes] that a class is present in a patch (multi-label).
 
-    The logits [rows, classes, 2] hold "absent" and "present" of each class.
+    Args:
+        logits: [rows, classes, 2] logits of "absent" and "present" of each class.
     """
     return (logits[..., 1] - logits[..., 0]).sigmoid()
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """Compute the distance between the student's and the teacher's context vectors, for distillation.
+    """Compute the distance between the student's and the teacher's context vectors, a loss for distillation.
 
     Args:
         kind: `mse` and `mae` sum errors over all entries. `cosine` sums minus the cosine similarity over rows. Other
             kinds give 0.
-        student: [rows, width] contexts.
-        teacher: [rows, width] contexts. No gradients flow into them.
+        student: [rows, width] context vectors of the student, one for each patch.
+        teacher: [rows, width] context vectors of the teacher. No gradients flow into them.
 
     Returns:
-        The sum on this rank, and the number of its terms.
+        The sum over the patches of this rank, and the number of its terms, by which the training step divides.
     """
     teacher = teacher.detach()
     if kind == "mse":
@@ -143,7 +144,7 @@ def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
         return (student - teacher).abs().sum(), student.numel()
     if kind == "cosine":
         return -functional.cosine_similarity(student, teacher, dim=-1).sum(), len(student)
-    # Return 0 times the student: DDP needs every parameter in the graph of every step.
+    # Return 0 times the student's vectors, not just 0: DDP needs a gradient for every parameter at every step.
     return student.sum() * 0.0, 1
 
 
@@ -151,12 +152,12 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
     """Compute the Kullback-Leibler divergence KL(teacher || student) of softened predictions (Hinton et al. 2015).
 
     Args:
-        student: [rows, decisions, choices] logits.
-        teacher: [rows, decisions, choices] logits. No gradients flow into them.
+        student: [rows, decisions, choices] logits of the student.
+        teacher: [rows, decisions, choices] logits of the teacher. No gradients flow into them.
         temperature: Divisor of both logits. The loss is multiplied by its square.
 
     Returns:
-        The sum over the decisions of this rank, and the number of these decisions.
+        The sum over the decisions of this rank, and the number of these decisions, by which the training step divides.
     """
     log_student = functional.log_softmax(student / temperature, -1)
     log_teacher = functional.log_softmax(teacher.detach() / temperature, -1)
@@ -168,32 +169,33 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
     """Compute FreeMatch's fairness term (Wang et al., ICLR 2023, arXiv:2205.07246), a number to add to a loss.
 
     The term is sum(p log q): minus the cross-entropy of two distributions. p is the marginal divided by the histogram,
-    then normalized. q is the mean prediction of the selected rows, divided by the share of these rows with each choice,
-    then normalized. Where a divisor is 0, the quotient is 0. The sign is that of the paper and its public code.
+    then normalized. q is the mean prediction for the selected rows, divided by the share of these rows that predict
+    each choice, then normalized. Where a divisor is 0, the quotient is 0. The sign is that of the paper and its code.
 
     Args:
-        total: [decisions, choices] sum of the probabilities of selected rows.
-        count: [decisions, choices] number of selected rows with each choice. No gradients flow into it.
-        marginal: [decisions, choices] running mean of the labeler's predictions.
-        histogram: [decisions, choices] share of each choice among the labeler's choices.
+        total: [decisions, choices] sum of the probabilities that a network predicts for selected rows.
+        count: [decisions, choices] number of selected rows whose most probable choice it is. No gradients flow into it.
+        marginal: [decisions, choices] running mean of the probabilities that the labeler predicts.
+        histogram: [decisions, choices] running share of rows for which it is the labeler's most probable choice.
 
     Returns:
         The sum over decisions. A decision without a selected row adds 0.
     """
     count = count.detach()
     rows = count.sum(-1, keepdim=True)
-    # Avoid 0 / 0 for decisions without rows. Masking the result is not enough: the gradient would be NaN * 0 = NaN.
+    # Avoid 0 / 0 for decisions without selected rows. To mask the result is not enough: its gradient would be
+    # NaN * 0 = NaN.
     mean = normalized(total / rows.clamp_min(1) * _inverse(count / rows.clamp_min(1)) + (rows == 0))
     goal = normalized(marginal * _inverse(histogram))
     return torch.where(rows == 0, 0.0, goal * (mean + 1e-12).log()).sum()
 
 
 def normalized(positive: Tensor) -> Tensor:
-    """Divide non-negative values by their sum over the last axis, so they become a distribution."""
+    """Return non-negative values divided by their sum over the last axis, which makes them a distribution."""
     return positive / positive.sum(-1, keepdim=True)
 
 
 def _inverse(value: Tensor) -> Tensor:
-    """Compute 1 / value, or 0 if the value is 0."""
-    # Without the clamp, the masked branch would be infinite, and its gradient NaN.
+    """Return 1 / value for each entry of a tensor, and 0 where the value is 0."""
+    # `where` computes both branches. Without the clamp, 1 / 0 would be infinite, and its masked gradient NaN.
     return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

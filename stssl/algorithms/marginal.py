@@ -24,16 +24,20 @@ ALIGNMENT_FLOOR = 1e-6
 
 
 class TargetMarginal(nn.Module):
-    """Store, and update if asked, the class distribution [decisions, choices] that the mean prediction should have."""
+    """Store the class distribution [decisions, choices] that an algorithm wants the mean prediction to have.
+
+    If its name is `predicted`, it is a running mean; else it is constant.
+    """
 
     def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
         """Set the first distribution: the class frequencies of labeled data if `name` is `labeled`, else equal shares.
 
         Args:
-            name: Distribution that predictions should have. `predicted` follows the mean prediction on labeled data.
+            name: Kind of distribution: `labeled` (frequencies of the labels), `uniform` (equal shares), or `predicted`
+                (the running mean of predictions on labeled data).
             decay: Share of the old running mean that a step keeps; used for `predicted`.
-            space: Classes and kind of task.
-            facts: Facts about the data, such as the labeled frequencies.
+            space: Classes of the task, and whether it is single-label or multi-label.
+            facts: Facts about the training data, such as the frequencies of the labels.
         """
         super().__init__()
         self.follows = name == "predicted"
@@ -43,12 +47,12 @@ class TargetMarginal(nn.Module):
 
     @property
     def views(self) -> frozenset[View]:
-        """List the augmented views that the labeler must predict, so this distribution can be updated."""
+        """Return the augmented views that the labeler must predict to update this distribution; empty if constant."""
         return frozenset({View.LABELED_WEAK}) if self.follows else frozenset()
 
     @property
     def value(self) -> Tensor:
-        """Return the current target distribution [decisions, choices]."""
+        """Return the class distribution [decisions, choices] that predictions should have at the current step."""
         return self.running.value
 
     def observe(self, outputs: LabelerOutputs) -> None:
@@ -58,12 +62,14 @@ class TargetMarginal(nn.Module):
 
 
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
-    """Multiply probabilities by target / marginal and normalize them: distribution alignment (arXiv:1911.09785).
+    """Scale predicted probabilities so that their mean is near a target: distribution alignment (arXiv:1911.09785).
+
+    Multiply the probabilities by target / marginal, and normalize them over the choices.
 
     Args:
         p: [rows, decisions, choices] probabilities.
-        target: [decisions, choices] mean that probabilities should have.
-        marginal: [decisions, choices] mean that probabilities have.
+        target: [decisions, choices] mean that the probabilities should have.
+        marginal: [decisions, choices] mean that they have, such as a running mean over past batches.
 
     Returns:
         [rows, decisions, choices] aligned probabilities.
@@ -72,7 +78,7 @@ def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """Raise a distribution [decisions, choices] to a power, and normalize it.
+    """Return a class distribution [decisions, choices] raised to a power and normalized over the choices.
 
     An exponent below 1 makes the distribution more uniform.
     """

@@ -22,10 +22,11 @@ from stssl.base.config import Domain
 
 
 class MeanTeacherConfig(BaseAlgorithmConfig):
-    """Configure mean teacher.
+    """Define the settings of mean teacher.
 
     Attributes:
-        ramp_up: Number of steps (T_r) over which the weight grows; 0 gives full weight from the start.
+        ramp_up: Number of steps (T_r) over which the weight of the unlabeled loss grows; 0 gives full weight from the
+            start.
     """
 
     name: Literal["mean_teacher"] = "mean_teacher"
@@ -34,21 +35,23 @@ class MeanTeacherConfig(BaseAlgorithmConfig):
 
 
 class MeanTeacher(Algorithm):
-    """Make the predictions of a network with averaged weights the targets of all predictions on strong views."""
+    """Train a network to predict on strong views what the labeler with averaged weights predicts on weak views."""
 
     config_type = MeanTeacherConfig
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict the probabilities of weak views, with this step's weight."""
+        """Return one loss term: predict on strong views the probabilities from weak views. Its weight grows by step."""
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)
         return [LossTerm(View.UNLABELED_STRONG, target, weight)]
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the squared error [rows, decisions] between probabilities and targets, averaged over choices.
+        """Return the squared error [rows, decisions] between predicted and target probabilities, averaged over choices.
 
-        The probabilities are the softmax of the logits [rows, decisions, choices].
+        Args:
+            logits: [rows, decisions, choices] logits for strong views; their softmax is compared with the target.
+            target: [rows, decisions, choices] probabilities.
         """
         return squared_error(logits, target)

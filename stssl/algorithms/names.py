@@ -1,4 +1,4 @@
-"""List the names of the algorithms.
+"""List the names of the algorithms of semi-supervised training.
 
 To add an algorithm, write one file in this folder and add one line here. The file has the name of the algorithm and
 defines a subclass of `Algorithm`. The `config_type` of this subclass is the algorithm's configuration. Recipes,

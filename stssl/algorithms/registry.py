@@ -32,8 +32,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {name: import_algorithm(name) for name 
 if TYPE_CHECKING:
     AlgorithmConfig = BaseAlgorithmConfig
 else:
-    # Type checkers cannot read a union that is made at run time. They use the base class, which has all that recipes
-    # read.
+    # Type checkers cannot read a union that is made at run time, so they see the branch above with the base class: it
+    # has all fields that other code reads from a recipe.
     AlgorithmConfig = Annotated[
         Union[tuple(kind.config_type for kind in ALGORITHMS.values())],  # noqa: UP007
         Field(discriminator="name"),

@@ -1,4 +1,4 @@
-"""Store the newest rows of numbers in a ring buffer, and compute exact quantiles of them without sorting."""
+"""Store the newest rows of numbers, such as predictions, in a ring buffer, and compute their exact quantiles."""
 
 import math
 
@@ -7,38 +7,41 @@ from torch import Tensor, nn
 
 
 class Ring(nn.Module):
-    """Store the newest rows of numbers in a ring buffer that checkpoints save. Numbers must not be negative."""
+    """Store the newest rows of numbers, such as predicted probabilities, in a ring buffer that checkpoints save.
+
+    Numbers must not be negative.
+    """
 
     def __init__(self, columns: int, rows: int) -> None:
         """Create an empty ring buffer.
 
         Args:
             columns: Number of values in a row.
-            rows: Number of rows to keep.
+            rows: Largest number of rows in the buffer. New rows then replace the oldest ones.
         """
         super().__init__()
-        # Use a plain number, not a buffer: to read a buffer, the host would have to wait for the device.
+        # Use a plain number, not a tensor on the GPU: each time that Python reads such a tensor, it waits for the GPU.
         self.pushed = 0
         self.values: Tensor
         self.register_buffer("values", torch.zeros(columns, rows))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of rows pushed so far, to save it in the state dict."""
+        """Return the number of rows that were ever pushed, so that PyTorch saves it in the state dict."""
         return torch.tensor(self.pushed)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the number of pushed rows from a state dict."""
+        """Set the number of rows that were ever pushed to the value in a state dict, when PyTorch loads one."""
         self.pushed = int(state)
 
     @property
     def filled(self) -> int:
-        """Return how many rows the ring buffer holds now."""
+        """Return the number of rows that are in the ring buffer now."""
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest rows with new rows [rows, columns].
+        """Store new rows [rows, columns] in the ring buffer. If it is full, they replace the oldest rows.
 
-        If there are more new rows than the ring can hold, store only the last of them.
+        If there are more new rows than the buffer can hold, store only the last of them.
         """
         size = self.values.shape[1]
         kept = rows[-size:].T
@@ -47,7 +50,7 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Compute one quantile of each column over the rows in the ring.
+        """Compute one quantile of each column over the rows in the ring buffer.
 
         Of n values in ascending order, this is the value at index clamp(floor(n * share), 0, n - 1).
 
@@ -62,17 +65,17 @@ class Ring(nn.Module):
 
 
 def order_statistic(values: Tensor, rank: Tensor) -> Tensor:
-    """Find for each row of a table the value that would be at position `rank` after sorting, without sorting.
+    """Return for each of several lists of numbers the number at position `rank` of the sorted list, without sorting it.
 
     Use bisection over the bits of the floats, read as integers. Non-negative floats have the same order as their bits,
-    so 31 halvings find a value exactly.
+    so that 31 halvings find a value exactly.
 
     Args:
-        values: [columns, n] float32, n values for each column of the ring; not negative.
-        rank: [columns] positions, 0..n-1.
+        values: [columns, n] float32: a list of n numbers for each column of the ring buffer; not negative.
+        rank: [columns] position in each sorted list, 0..n-1.
 
     Returns:
-        [columns] float32, one value of each row.
+        [columns] float32, one number of each list.
     """
     low = torch.zeros(len(values), 1, dtype=torch.int32, device=values.device)
     high = torch.full_like(low, _INFINITY)

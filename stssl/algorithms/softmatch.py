@@ -43,7 +43,7 @@ class SoftMatchConfig(LabelConfig):
         ema_decay: Share of the old running values that a step keeps.
         sigmas: How fast the weight falls below the mean (n in the formula). A larger value makes it fall faster.
         align: True to align confidence with the target marginal.
-        target: Marginal to align with.
+        target: Class distribution (marginal) to align with.
         by_side: Multi-label: True to keep separate means and variances for "absent" and "present".
     """
 
@@ -56,14 +56,17 @@ class SoftMatchConfig(LabelConfig):
 
 
 class SoftMatch(Algorithm):
-    """Use every pseudo-label, but with a lower weight if its confidence is below the running mean."""
+    """Learn from every pseudo-label, but with a lower weight if its confidence is below the running mean confidence."""
 
     config_type = SoftMatchConfig
     config: SoftMatchConfig
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the running values: with n choices, the confidence starts with mean 1 / n and variance 1."""
+        """Create the target distribution, and running values of the mean prediction and the confidence.
+
+        With n choices, the confidence starts with mean 1 / n and variance 1.
+        """
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.marginal = Running(config.ema_decay, (space.groups, space.choices))
@@ -73,7 +76,10 @@ class SoftMatch(Algorithm):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update both running class distributions; then update mean and variance of the aligned confidence."""
+        """Update the target distribution and the mean prediction; then the mean and variance of the aligned confidence.
+
+        The order matters, because the confidence is aligned with both distributions.
+        """
         self.target.observe(outputs)
         weak = outputs.labeler[View.UNLABELED_WEAK]
         self.marginal.update(weak.softmax(-1).mean(0))
@@ -82,12 +88,12 @@ class SoftMatch(Algorithm):
         count = members.sum(0)
         mean = (top[..., None] * members).sum(0) / count.clamp_min(1)
         squares = ((top[..., None] - mean).square() * members).sum(0)
-        # The public implementation also uses mean 0 and variance 1 for a column with fewer than two members.
+        # A variance needs two members. For fewer, use mean 0 and variance 1, as the public implementation does.
         self.mean.update(torch.where(count > 1, mean, 0.0))
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: on strong views, predict all pseudo-labels of weak views, weighted by confidence."""
+        """Return one loss term: predict on strong views all pseudo-labels from weak views, weighted by confidence."""
         weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
         mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
@@ -97,17 +103,27 @@ class SoftMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Compute probabilities from logits of weak views. If `align` is set, scale them to the target distribution.
+        """Return the labeler's probabilities on weak views. If `align` is set, scale them to the target distribution.
 
-        Logits and probabilities have the shape [rows, decisions, choices].
+        Args:
+            weak: [rows, decisions, choices] the labeler's logits of weak views.
+
+        Returns:
+            [rows, decisions, choices] probabilities.
         """
         p = weak.softmax(-1)
         return align(p, self.target.value, self.marginal.value) if self.config.align else p
 
     def _confidence(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the confidence of each decision, and the column of the running mean and variance that it belongs to.
+        """Compute the confidence of each pseudo-label, and the column of the running mean and variance to use for it.
 
-        With `by_side`, the column is the chosen side; otherwise it is 0. Both results have the shape [rows, decisions].
+        With `by_side`, the column is the predicted choice, "absent" or "present"; otherwise it is 0.
+
+        Args:
+            weak: [rows, decisions, choices] the labeler's logits of weak views.
+
+        Returns:
+            [rows, decisions] confidences and [rows, decisions] numbers of columns.
         """
         p = self.aligned(weak)
         choices = choose(p)

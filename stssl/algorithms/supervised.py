@@ -1,4 +1,4 @@
-"""Train with labels only.
+"""Train with labels only: the baseline without pseudo-labels.
 
 With `model.metadata: direct`, this is a baseline: its network reads the metadata of labeled patches.
 """
@@ -9,7 +9,7 @@ from stssl.algorithms.base import Algorithm, BaseAlgorithmConfig
 
 
 class SupervisedConfig(BaseAlgorithmConfig):
-    """Configure supervised training; it has no settings of its own."""
+    """Define the settings of supervised training, which has none of its own."""
 
     name: Literal["supervised"] = "supervised"
 

@@ -41,7 +41,7 @@ class UdalConfig(CutoffConfig):
         ema_decay: Share of the old running marginals that a step keeps.
         least_exponent: Exponent of the target at the end of training (a_min).
         power: Shape of the change of the exponent (k). With a larger value, the exponent changes later in training.
-        target: Marginal that predictions should have.
+        target: Class distribution (marginal) that predictions should have.
     """
 
     name: Literal["udal"] = "udal"
@@ -54,7 +54,7 @@ class UdalConfig(CutoffConfig):
 
 
 class Udal(FixMatch):
-    """Run FixMatch, but shift the logits before each loss toward the wanted class distribution."""
+    """Run FixMatch, but shift logits before each loss so that predictions follow a wanted class distribution."""
 
     config_type = UdalConfig
     config: UdalConfig
@@ -62,7 +62,10 @@ class Udal(FixMatch):
     watches_student: ClassVar[bool] = True
 
     def __init__(self, config: UdalConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the running class distributions without values. The first batch sets their values."""
+        """Create the target distribution, and the running mean predictions of the labeler and of the student.
+
+        The means have no values before the first batch.
+        """
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
         self.labeler = Running(config.ema_decay, (space.groups, space.choices))
@@ -70,19 +73,22 @@ class Udal(FixMatch):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the running class distributions: target, predictions of the labeler, predictions of the student."""
+        """Update the target distribution, and the running mean predictions of the labeler and of the student."""
         self.target.observe(outputs)
         self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         for strong in outputs.student.values():
             self.student.update(strong.softmax(-1).mean(0))
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Add log(own class distribution / target^a) to logits, with the exponent a of this step.
+        """Return logits with log(q / target^a) added, where q is a class distribution and a this step's exponent.
+
+        For views of unlabeled patches, q is the running mean prediction of the network; for views of labeled patches,
+        it is the target distribution.
 
         Args:
             logits: [rows, decisions, choices] logits of one network for one view.
-            role: Role of the network. Each role has its own marginal.
-            view: View that the network predicted. Labeled views use the target marginal.
+            role: `labeler` if the network makes the pseudo-labels, else `student`.
+            view: Augmented view that the network predicted.
             progress: Current step, which sets the exponent.
 
         Returns:
@@ -91,18 +97,17 @@ class Udal(FixMatch):
         own = self.labeler if role == "labeler" else self.student
         q = self.target.value if view.stream is Stream.LABELED else own.value
         shift = self.ratio(q, progress).clamp_min(FLOOR).log()
-        # Multi-label: `outputs` keeps only the shift of "present", as in the public implementation.
+        # Multi-label: shift only the logit of "present", as the public implementation does; `outputs` drops the other.
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
-        """Divide a class distribution q by a power of the target distribution: q / target^a [decisions, choices].
+        """Return the ratio [decisions, choices] of a class distribution q and a power of the target distribution.
 
-        The logarithm of this ratio is added to the logits. A decision is a class (several labels a patch) or the
-        patch (one label).
+        The ratio is q / target^a, where target^a is normalized over the choices. `adjust` adds its logarithm to logits.
 
         Args:
             q: [decisions, choices] class distribution.
-            progress: Position in the training, which sets the exponent a. target^a is normalized over the choices.
+            progress: Current step, which sets the exponent a.
         """
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)

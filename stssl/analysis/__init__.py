@@ -1,7 +1,8 @@
-"""Examine runs and recipes: probe features, report and draw scores, and plan what a recipe will cost.
+"""Examine runs, recipes and weights: probe features, report and draw scores, and plan what a run will cost.
 
-`probe` scores a pretrained backbone. `comparison` compares recipes by their runs. `report` writes a page about runs; it
-uses `figures` and `page`. `planning` measures steps, and `costs` estimates a run's cost from them.
+`probe` scores a pretrained backbone of a run, `weights_probe` one from a file. `weight_report` describes such a file.
+`comparison` compares recipes by the scores of their runs. `report` writes an HTML page about runs; it uses `figures`
+and `page`. `planning` times a few training steps, and `costs` estimates the cost of a whole run from these times.
 
 The names below are imported at their first use: their modules import torch, which takes seconds.
 """

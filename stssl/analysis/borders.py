@@ -18,11 +18,13 @@ CREDIT = "Coasts and borders: Natural Earth 1:50m, from world-atlas 2.0.2."
 
 
 class Borders(NamedTuple):
-    """Hold lines [n, 2] of longitudes and latitudes in degrees.
+    """Hold the coasts and land borders of a part of the world, as lines to draw on a map.
+
+    A line is an array [n, 2] of longitudes and latitudes in degrees.
 
     Attributes:
-        coasts: Coasts of land.
-        borders: Borders between countries.
+        coasts: Lines between land and sea.
+        borders: Lines between countries.
     """
 
     coasts: list[BorderLine]
@@ -42,7 +44,7 @@ def world() -> Borders:
 
 
 def borders_inside(west: float, east: float, south: float, north: float, pixels: int = 700) -> Borders:
-    """Return the world's coasts and borders inside a frame, without points that a map of this size cannot show.
+    """Return the coasts and land borders inside the frame of a map, without points too close for its pixels to show.
 
     Args:
         west: Smallest longitude of the frame in degrees.
@@ -58,7 +60,7 @@ def borders_inside(west: float, east: float, south: float, north: float, pixels:
         found = []
         for line in lines:
             start, end = line[:-1], line[1:]
-            # Keep a whole segment if its bounding box touches the frame: Matplotlib cuts off the part outside.
+            # Keep whole segments whose bounding box touches the frame: to cut them at the frame is Matplotlib's work.
             near = (np.minimum(start, end) <= high).all(1) & (np.maximum(start, end) >= low).all(1)
             for first, last in np.flatnonzero(np.diff(np.r_[0, near, 0])).reshape(-1, 2):
                 part = line[first : last + 1]

@@ -33,14 +33,14 @@ Seeds = tuple[int, int]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """Choose the part of the split, the network and the score to compare, and the number of bootstrap draws.
+    """Say by which network, score and patches `stssl compare` compares recipes, and how it computes intervals.
 
     Attributes:
-        part: Part of the split whose evaluation is compared.
-        network: `student` or `teacher`.
-        score: Name of the score; None takes the one that chooses checkpoints.
+        part: Part of the data whose evaluation is compared, such as `test`.
+        network: Network whose scores are compared: `student` or `teacher`.
+        score: Name of the score to compare; None takes the one that chooses checkpoints.
         draws: Number of bootstrap draws for the intervals, and of random swaps for the p-values.
-        degrees: Side of a block in degrees of latitude and longitude.
+        degrees: Side of a block (a square of latitude and longitude) in degrees.
         seed: Seed of the draws and swaps.
     """
 
@@ -57,17 +57,17 @@ class Difference:
     """Hold the difference between the scores of two recipes, with its interval and p-value.
 
     Attributes:
-        recipe: Name of the first run of the recipe.
-        against: Name of the first run of the other recipe.
+        recipe: First recipe, by the name of its first run.
+        against: Other recipe, by the name of its first run.
         score: Name of the score.
-        runs: Number of pairs of runs.
-        blocks: Number of blocks with scored patches.
-        value: Mean score of the recipe's runs.
+        runs: Number of pairs of runs with the same seeds.
+        blocks: Number of blocks (squares of latitude and longitude) in which the evaluated patches lie.
+        value: Mean score of the first recipe's runs.
         other: Mean score of the other recipe's runs.
         difference: `value` minus `other`.
         low: Lower end of the 95 % interval of the difference.
         high: Upper end of this interval.
-        p: Probability of a difference as large by chance, two-sided.
+        p: Probability that chance alone gives a difference at least as large, two-sided.
         holm: `p` after Holm's correction for the number of compared recipes.
     """
 
@@ -86,13 +86,16 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Return True if the interval excludes zero and the corrected p-value is below 0.05."""
+        """Return True if the recipes differ beyond chance: the interval excludes zero, and `holm` is below 0.05."""
         return self.holm < 0.05 and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Hold an evaluated run: its name, recipe without seeds, seeds, classes and arrays."""
+    """Hold what a comparison needs of an evaluated run: name, recipe, seeds, classes, labels and logits.
+
+    `recipe` is a text that is equal for runs that differ only in their seeds.
+    """
 
     name: str
     recipe: str
@@ -105,17 +108,17 @@ class _Scored:
 def compare_runs(
     runs: Sequence[str | Path], against: Sequence[str | Path], options: ComparisonOptions | None = None
 ) -> list[Difference]:
-    """Compare the recipes of some runs with the recipe of others.
+    """Compare each recipe that `runs` were trained with to the recipe that the runs of `against` were trained with.
 
     Runs that differ in nothing but `seed`, `labels.seed` and where they ran are runs of one recipe.
 
     Args:
         runs: Folders of evaluated runs, of one or several recipes.
         against: Folders of evaluated runs of one recipe, with the same seeds.
-        options: What to compare.
+        options: What to compare, and how to compute intervals.
 
     Returns:
-        The difference from the recipe of `against`, for each recipe of `runs`.
+        For each recipe of `runs`, the difference of its mean score from that of the recipe of `against`.
 
     Raises:
         ConfigError: The seeds differ, `against` has several recipes, the score is unknown, or there are too few blocks.
@@ -142,15 +145,15 @@ def compare_runs(
 def compare_groups(
     groups: Sequence[Sequence[str | Path]], against: Sequence[str | Path], options: ComparisonOptions
 ) -> list[Difference]:
-    """Compare several recipes with another one, as `compare_runs` does, but load only two recipes' runs at a time.
+    """Compare several recipes with one other recipe, as `compare_runs` does, but load the runs of only two at a time.
 
     Args:
-        groups: Folders of the runs of each recipe.
-        against: Folders of the runs of the other recipe.
-        options: What to compare.
+        groups: Folders of evaluated runs, one list for each recipe.
+        against: Folders of evaluated runs of the other recipe.
+        options: What to compare, and how to compute intervals.
 
     Returns:
-        The difference from the recipe of `against`, for each recipe of `groups`.
+        For each recipe of `groups`, the difference of its mean score from that of the recipe of `against`.
 
     Raises:
         ConfigError: Two recipes cannot be compared.
@@ -176,7 +179,7 @@ def _read(path: str | Path, options: ComparisonOptions) -> _Scored:
 
 
 def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
-    """Group runs by recipe. The runs of one recipe must differ in their seeds.
+    """Return the runs of each recipe, by the text of the recipe. The runs of one recipe must differ in their seeds.
 
     Raises:
         ConfigError: Two runs of one recipe have the same seeds.
@@ -192,10 +195,10 @@ def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
 
 
 def _require_same(first: _Scored, other: _Scored, part: str) -> None:
-    """Check that two runs were scored on the same patches.
+    """Check that two runs can be compared: the store, the classes, the scored patches and their labels are the same.
 
     Raises:
-        RunError: The runs differ. The message says in what.
+        RunError: One of these differs. The message says which.
     """
     stores = [one.view.record.store.fingerprint if one.view.record else None for one in (first, other)]
     both = f"{first.name} and {other.name}"
@@ -210,7 +213,7 @@ def _require_same(first: _Scored, other: _Scored, part: str) -> None:
 
 
 def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Scored, _Scored]]:
-    """Return pairs of runs with equal seeds: each pair has one run of each of two recipes.
+    """Pair each run of a recipe with the run of another recipe (`base`) that has the same seeds; return the pairs.
 
     Raises:
         ConfigError: The recipes have runs of different seeds.
@@ -226,12 +229,12 @@ def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Sco
 
 
 def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
-    """Return the number of the block, a square of latitude and longitude, in which each patch lies: [patches].
+    """Return for each evaluated patch the number [patches] of its block, a square of latitude and longitude.
 
     A patch without a place is a block of its own.
 
     Raises:
-        ConfigError: There are too few blocks for an interval.
+        ConfigError: The labeled patches lie in too few blocks for an interval.
     """
     blocks = place_blocks(run.arrays["metadata"][:, :2], options.degrees)
     labeled = (run.arrays["targets"] != IGNORED).any(1)
@@ -245,7 +248,13 @@ def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
 
 
 def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: ComparisonOptions) -> Difference:
-    """Compute the difference between two recipes' scores, its interval, and a p-value without Holm's correction."""
+    """Compute the difference between two recipes' mean scores, its interval, and a p-value without Holm's correction.
+
+    Args:
+        pairs: Runs of both recipes, in pairs with the same seeds.
+        blocks: [patches] number of the block in which each evaluated patch lies.
+        options: What to compare, and how to compute intervals.
+    """
     one, other = pairs[0]
     name, key = options.score or headline(one.space), f"logits_{options.network}"
     targets = torch.from_numpy(one.arrays["targets"])
@@ -265,6 +274,6 @@ def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: Co
 
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
-    """Return the differences in the same order, with their p-values corrected by Holm's method in `holm`."""
+    """Return the differences in the same order, with `holm` set: the p-value corrected for their number."""
     corrected = holm_corrected([one.p for one in found])
     return [replace(one, holm=p) for one, p in zip(found, corrected, strict=True)]

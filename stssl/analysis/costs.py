@@ -11,11 +11,11 @@ NODE_BYTES_PER_S = 10e9
 
 @dataclass(frozen=True)
 class Machines:
-    """Describe the machines of a planned run.
+    """Describe the machines on which a planned run will train.
 
     Attributes:
         nodes: Number of machines.
-        per_node: Number of workers on each machine.
+        per_node: Number of workers (training processes) on each machine.
         link: Speed of the network between machines, and to the store, in Gbit/s.
     """
 
@@ -25,18 +25,18 @@ class Machines:
 
     @property
     def workers(self) -> int:
-        """Return the number of workers on all machines."""
+        """Return the number of workers (training processes) on all machines together."""
         return self.nodes * self.per_node
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold the median times of a training step and the peak memory of one worker, measured in this process.
+    """Hold the median times of a worker's training step, and the worker's peak memory, measured in this process.
 
     Attributes:
         step: Seconds of a step, without reading patches.
-        load: Seconds to read the worker's patches of a step and draw their views, with one thread.
-        rows: Number of patches of the worker in a step.
+        load: Seconds to read the worker's patches of a step, and to draw the random choices for their augmentation.
+        rows: Number of patches that the worker reads in a step.
         memory: Peak memory in bytes: GPU memory if the device is a GPU, else memory of the process.
     """
 
@@ -48,12 +48,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Predict the time, memory and traffic of a run.
+    """Hold what was measured and computed for a planned run, and predict its time from it.
 
     Attributes:
         machines: Machines of the planned run.
-        one: Measurement with the whole global batch in one process; None if the batch does not fit into memory.
-        share: Measurement with one worker's share of the global batch.
+        one: Measured step with the whole global batch in one process; None if the batch does not fit into memory.
+        share: Measured step with one worker's share of the global batch.
         exchange: Seconds per step to sum gradients over workers.
         link: Seconds per step to send one machine's patches over the network from the store.
         validation: Seconds of one validation.
@@ -65,7 +65,7 @@ class CostEstimate:
         rows: Number of patches in a global batch.
         device: Device that took the measured steps.
         start: Number of first steps that use fewer views than later steps, such as those of a supervised start.
-        early: Measurement with one worker's share of such a first step; None if no such steps were measured.
+        early: Measured first step with one worker's share of the batch; None if no such steps were measured.
         batchnorm: Seconds of each validation that go into new BatchNorm statistics for the averaged weights.
     """
 
@@ -87,7 +87,11 @@ class CostEstimate:
     batchnorm: float = 0.0
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Return the seconds of each part of a training step, such as reading, from a measurement of one worker."""
+        """Return the seconds of each part of a training step (computing, reading, network), by the part's name.
+
+        Args:
+            share: Measured step of one worker.
+        """
         return {
             "computing and exchanging gradients": share.step + self.exchange,
             "reading and drawing patches on the CPU": share.load,
@@ -96,12 +100,12 @@ class CostEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Return the seconds of each part of a step, such as computing and reading, for steps that use all views."""
+        """Return the seconds of each part (computing, reading, network) of a training step that uses all views."""
         return self.parts_of(self.share)
 
     @property
     def step(self) -> float:
-        """Return the seconds of a training step: those of its slowest part, because its parts run at the same time.
+        """Return the predicted seconds of a training step: those of its slowest part, as its parts run together.
 
         The estimate assumes that gradients are exchanged after the backward pass, not during it.
         """
@@ -109,7 +113,10 @@ class CostEstimate:
 
     @property
     def early_step(self) -> float:
-        """Return the seconds of one of the first steps, which use fewer views than later steps."""
+        """Return the predicted seconds of a step at the start of the run, where steps use fewer views than later.
+
+        If no such step was measured, return the seconds of a later step.
+        """
         return max(self.parts_of(self.early or self.share).values())
 
     @property
@@ -120,9 +127,10 @@ class CostEstimate:
 
     @property
     def efficiency(self) -> float | None:
-        """Return the speed-up over one worker that trains the whole batch, divided by the number of workers.
+        """Return the share of the ideal speed-up that the workers reach together; 1 is ideal.
 
-        Return None if the whole batch did not fit into one worker's memory.
+        It is the speed-up over one worker that trains with the whole batch, divided by the number of workers. Return
+        None if the whole batch does not fit into one worker's memory.
         """
         if self.one is None:
             return None
@@ -130,9 +138,13 @@ class CostEstimate:
 
 
 def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Compute the seconds to sum gradients over workers by a ring all-reduce, inside each machine and between them.
+    """Compute the seconds in which workers sum their gradients at a training step, inside and between machines.
 
-    In a ring of n members, each member sends 2 (n - 1) / n times the bytes of the gradients.
+    In a ring all-reduce of n members, each member sends 2 (n - 1) / n times the bytes of the gradients.
+
+    Args:
+        gradients: Size of all gradients in bytes.
+        machines: Machines of the planned run.
     """
     inside = 2 * (machines.per_node - 1) / machines.per_node * gradients / NODE_BYTES_PER_S
     between = 2 * (machines.nodes - 1) / machines.nodes * gradients * 8 / (machines.link * 1e9)
@@ -140,7 +152,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """Return a text for the user that shows an estimate of a run's cost, and its assumptions."""
+    """Return lines of text for the user that show the predicted cost of a run, and what the prediction assumes."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"

@@ -1,6 +1,6 @@
 """Turn Matplotlib figures into SVG text for HTML pages.
 
-A shape shows its name when the pointer rests on it. Shapes use the page's colors.
+When the pointer rests on a shape, such as a bar, the page shows the shape's name. Shapes use the page's colors.
 """
 
 import io
@@ -48,7 +48,7 @@ _THEME |= {INK: "var(--ink)", SOFT: "var(--soft)", MUTED: "var(--soft)", RULE: "
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Create a Matplotlib figure with one row of axes. Return the figure and its axes.
+    """Create a Matplotlib figure with one row of axes, in the style of report pages. Return the figure and its axes.
 
     Args:
         width: Width of the figure in inches.
@@ -66,12 +66,12 @@ def figure_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, l
 
 
 def svg(figure: "Figure", names: Mapping[str, Sequence[str]] | None = None) -> Markup:
-    """Draw a figure as SVG text for an HTML page, with `?` in place of control characters in names.
+    """Return a Matplotlib figure as SVG text for an HTML page. In texts, `?` replaces control characters.
 
     Args:
         figure: Figure to draw.
-        names: Texts that show when the pointer rests on a shape: one text for all shapes of an artist, or one for each,
-            by the `gid` of the artist.
+        names: Texts that the page shows when the pointer rests on a shape, by the `gid` of the Matplotlib artist that
+            draws the shapes: one text for all its shapes, or one for each shape.
     """
     import matplotlib as mpl
     from matplotlib.text import Text
@@ -89,7 +89,7 @@ def svg(figure: "Figure", names: Mapping[str, Sequence[str]] | None = None) -> M
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     for gid, texts in (names or {}).items():
         text = _named(text, gid, texts)
-    # Remove the ids of Matplotlib's groups: figures of one page would share ids. Nothing refers to these ids.
+    # Remove the ids of Matplotlib's groups: each figure has the same ones, but an id may occur only once on a page.
     text = re.sub(r'(<g) id="[a-zA-Z_.]+_\d+"', r"\1", text)
     # The text is safe HTML: Matplotlib's XML writer escapes all names, and colors are replaced inside of tags only.
     return Markup(re.sub(r"<[^>]+>", _themed, text))
@@ -100,7 +100,16 @@ def _themed(tag: "re.Match[str]") -> str:
 
 
 def _named(text: str, gid: str, texts: Sequence[str]) -> str:
-    """Return SVG text with titles for one artist's shapes. Browsers show a title if the pointer rests on a shape."""
+    """Add titles to the shapes that one Matplotlib artist drew. Browsers show a title if the pointer rests on a shape.
+
+    Args:
+        text: SVG text of the figure.
+        gid: Id of the artist in the figure.
+        texts: Titles: one for all shapes of the artist, or one for each shape.
+
+    Returns:
+        SVG text with the titles.
+    """
     mark = f'<g id="{gid}">'
     start = text.find(mark)
     if start < 0 or not texts:
@@ -124,10 +133,10 @@ def _title(words: str) -> str:
 
 
 def legend(names: Sequence[str], marker: bool = False) -> Markup:
-    """Make a legend that stands beside figures and covers no line: the name and a sample of each line.
+    """Return HTML with a legend for several figures: a sample of each line, with its color, and its name.
 
     Args:
-        names: Names of the lines, numbered as in the figures.
+        names: Names of the lines, in the order of their colors in the figures.
         marker: True if the lines have markers.
     """
     dashes = ("", "6 3", "2 3", "7 3 2 3")

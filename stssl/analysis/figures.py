@@ -35,10 +35,10 @@ UNITS: Mapping[str, str] = {
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
-    """Shorten names for a legend.
+    """Return shorter names for a legend; return the names unchanged if none is longer than `longest` letters.
 
-    If a name is longer than `longest` letters, remove the start and the end that all names share. In names that are
-    still too long, `…` replaces the middle. If two of the short names are equal, return `run 1`, `run 2`, ...
+    First, remove the start and the end that all names share. In names that are still too long, `…` replaces the middle.
+    If two of the short names are equal, return `run 1`, `run 2`, ...
     """
     if max(map(len, names), default=0) <= longest:
         return list(names)
@@ -52,13 +52,13 @@ def brief(names: Sequence[str], longest: int = 40) -> list[str]:
 
 
 def curves(title: str, unit: str, lines: Mapping[str, Curve | None], thin: Mapping[str, Curve | None]) -> Markup:
-    """Draw a metric over steps: a line with the mean of each recipe, and a band from its lowest to its highest run.
+    """Draw a metric over training steps: for each recipe, a line for the mean of its runs, and a band for their range.
 
     Args:
-        title: Title of the panel.
+        title: Title of the figure.
         unit: Unit of the vertical axis.
-        lines: Curves by name of the recipe, which keeps its color in all panels; None for a recipe without this metric.
-        thin: The teachers' curves by name of the recipe. They are drawn as thin lines in the recipe's color.
+        lines: Curve of each recipe, by its name; None for a recipe without this metric. The order sets the colors.
+        thin: Curve of each recipe's teachers, by the recipe's name, drawn as a thin line in the recipe's color.
 
     Returns:
         SVG text, empty if no recipe has a curve.
@@ -91,11 +91,14 @@ def curves(title: str, unit: str, lines: Mapping[str, Curve | None], thin: Mappi
 
 
 def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Markup:
-    """Draw the score of each class as a bar for each network: average precision (multi-label) or recall.
+    """Draw the average precision (multi-label) or recall (single-label) of each class, as a bar for each network.
 
     Args:
-        networks: Scores by network, class and name of the score: `count`, and `AP` or `recall`. Classes are sorted by
-            `count`.
+        networks: Scores by network, class and name of the score: `count` (patches with the class), and `AP` or
+            `recall`.
+
+    Returns:
+        SVG text with the classes in the order of `count`; empty if no patch has a class.
     """
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"
@@ -126,11 +129,11 @@ class PlaceColors:
     """Describe the colors, the scale and the number format with which a map shows values.
 
     Attributes:
-        colormap: Colors from the smallest value to the largest one.
+        colormap: Colors from the smallest value to the largest one, such as the name of a Matplotlib color map.
         low: Value with the first color.
         high: Value with the last color. Maps that readers compare need the same value.
         label: Unit beside the scale of colors.
-        sign: Format of a value in the texts that show on hover.
+        sign: Format of a value, such as `+.3f`, in the texts that the page shows when the pointer rests on a cell.
     """
 
     colormap: "Colormap | str"
@@ -141,13 +144,13 @@ class PlaceColors:
 
 
 def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, high: float) -> Markup:
-    """Draw a map with coasts and borders that shows the mean prediction error in hexagonal cells.
+    """Draw a map with coasts and borders that shows a network's mean error on the patches in each hexagonal cell.
 
     Args:
         network: Name of the network, for the title.
         lat: [n] latitudes of the n patches, in degrees north.
         lon: [n] longitudes of the patches, in degrees east.
-        error: [n] errors of the patches. NaN if a patch has no label.
+        error: [n] share of wrong predictions of each patch; NaN if a patch has no label.
         high: Error with the darkest color. Maps that readers compare need the same value.
 
     Returns:
@@ -160,7 +163,7 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
 
 
 def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, colors: PlaceColors) -> Markup:
-    """Draw a map with coasts and borders that shows the mean of a value in hexagonal cells.
+    """Draw a map with coasts and borders that shows the mean value of the patches in each hexagonal cell.
 
     Args:
         title: Title of the map.
@@ -184,7 +187,7 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
     up = max(0.55 * float(np.ptp(lat)), 0.6 * half)
     frame = middle[0] - across, middle[0] + across, middle[1] - up, middle[1] + up
     figure, (axis,) = figure_of(5.6, min(6.0, max(3.0, 4.6 * up * stretch / across)))
-    # Choose the number of rows of cells that makes hexagons regular: else the cells of a narrow region would be flat.
+    # Choose the number of rows of cells by the region's shape: with a fixed one, cells of wide regions would be flat.
     down = max(1, round(30 / 3**0.5 * float(np.ptp(lat)) * stretch / max(float(np.ptp(lon)), 1e-6)))
     grid = (30, min(down, 60))
     counts = axis.hexbin(lon, lat, gridsize=grid, mincnt=1, visible=False).get_array()
@@ -207,11 +210,11 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
 
 
 def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> None:
-    """Draw coasts and borders into a frame of longitudes and latitudes (west, east, south, north)."""
+    """Draw coasts and land borders on a map, and limit the map to a frame of degrees: (west, east, south, north)."""
     lines = borders_inside(*frame)
     for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
         if group:
-            # Join all lines into one with gaps (NaN): Matplotlib then writes only one path, and the file is smaller.
+            # Join all lines into one with gaps (NaN): Matplotlib then writes one path, which makes the page smaller.
             gap = np.full((1, 2), np.nan)
             whole = np.concatenate([part for line in group for part in (line, gap)])
             axis.plot(*whole.T, color=color, linewidth=width, zorder=3)
@@ -220,7 +223,7 @@ def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> Non
 
 
 def _errors() -> "Colormap":
-    """Return the color map of prediction errors, without the palest tones: they would vanish on a light page."""
+    """Return the color map for prediction errors: `YlOrRd` without its palest tones, which a light page would hide."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -233,7 +236,10 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
     Args:
         lat: [n] latitudes of the n patches, in degrees north.
         lon: [n] longitudes of the patches, in degrees east.
-        errors: [n] errors of the patches, by network. NaN if a patch has no label.
+        errors: By network: [n] share of wrong predictions of each patch; NaN if a patch has no label.
+
+    Returns:
+        SVG text of each map; an empty list if no patch has a place and a label.
     """
     known = np.isfinite(lat) & np.isfinite(lon) & np.isfinite(next(iter(errors.values())))
     if not known.any():
@@ -243,7 +249,9 @@ def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) 
 
 
 def reliability(confidences: Mapping[str, tuple[AnyFloats, AnyFloats]]) -> Markup:
-    """Draw a reliability diagram: for each range of predicted probabilities, the share of right predictions.
+    """Draw a reliability diagram: a line for each network over the predicted probability, with the share that is right.
+
+    Each point of a line stands for the predictions in one of ten ranges of probability.
 
     Args:
         confidences: By network: [n] probabilities of n predictions, and [n] 1 if the prediction is right, else 0.

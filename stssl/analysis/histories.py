@@ -1,4 +1,4 @@
-"""Reduce the metrics of runs to the points of curves, to keep a page of many runs small."""
+"""Reduce the training metrics of runs to the points of a few curves, to keep an HTML page about many runs small."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,14 +13,14 @@ CURVE_POINTS = 150
 
 
 class Curve(NamedTuple):
-    """Hold one curve: the mean over runs at n steps, and the lowest and highest run.
+    """Hold one curve of a metric over training: its mean over several runs, and its range, at n steps.
 
     Attributes:
-        steps: [n] steps.
-        mean: [n] means over the runs.
-        low: [n] lowest values.
-        high: [n] highest values.
-        runs: Number of runs.
+        steps: [n] numbers of the steps.
+        mean: [n] mean of the runs at each step.
+        low: [n] lowest value of the runs at each step.
+        high: [n] highest value of the runs at each step.
+        runs: Number of runs that the curve is made of.
     """
 
     steps: AnyFloats
@@ -31,11 +31,13 @@ class Curve(NamedTuple):
 
 
 def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
-    """Return the steps and values of a metric as [n, 2]. If they are many, return evenly spread ones only.
+    """Return the steps and values [n, 2] of a run's metric, as points of a curve.
+
+    Of more than `CURVE_POINTS` values, return only so many, evenly spread.
 
     Args:
-        rows: Rows of metrics of one run.
-        kind: `train` or `validation`.
+        rows: Rows that the run wrote during training, each with a step and metrics.
+        kind: Kind of rows that have the metric: `train` or `validation`.
         name: Name of the metric.
     """
     found = {float(row["step"]): float(row[name]) for row in rows if row["kind"] == kind and row.get(name) is not None}
@@ -46,7 +48,14 @@ def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloa
 
 
 def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
-    """Average a metric over runs, at the steps that all runs with this metric have; None if no step is common."""
+    """Average a metric over runs, at the steps that all runs with this metric have in common.
+
+    Args:
+        histories: Steps and values [n, 2] of each run; empty for a run without the metric.
+
+    Returns:
+        The mean curve. If the runs have no step in common, the curve of the first run; if no run has the metric, None.
+    """
     filled = [points for points in histories if len(points)]
     if not filled:
         return None
@@ -56,6 +65,6 @@ def averaged(histories: Sequence[AnyFloats]) -> Curve | None:
     if not len(steps):
         filled, steps = filled[:1], filled[0][:, 0]
     values = np.stack([points[np.isin(points[:, 0], steps), 1] for points in filled])
-    # Divide before the sum: a sum of values near the largest float would overflow.
+    # Divide before the sum: the values of a diverged run may be so large that their sum overflows.
     mean = (values / len(values)).sum(0)
     return Curve(steps, mean, values.min(0), values.max(0), len(filled))

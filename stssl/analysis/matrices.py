@@ -1,4 +1,4 @@
-"""Draw which classes a network confuses (one label a patch), or predicts together too often (several labels)."""
+"""Draw which classes a network confuses (single-label), or predicts together too often or too seldom (multi-label)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,15 +31,16 @@ _AXIS = Markup("<text x='{x}' y='{y}' fill-opacity='.75'>{words}</text>")
 
 
 def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Markup:
-    """Draw a matrix of classes: which classes are confused or, with several labels, predicted together too often.
+    """Draw which classes a network predicts (columns) for patches of each class (rows), as a matrix of colored cells.
 
     Args:
-        predicted: [patches, decisions] predicted choice ids: class numbers, or for each class 1 (present) or 0.
-        targets: [patches, decisions] choice ids of the labels; `IGNORED` if unknown.
+        predicted: [patches, 1] predicted class ids (single-label) or [patches, classes] zeros and ones (multi-label).
+        targets: Labels with the shape of `predicted`; `IGNORED` if unknown.
         space: Classes and kind of task.
 
     Returns:
-        HTML with a sentence that explains the matrix; empty without known labels.
+        HTML with the matrix and a sentence that explains it; empty without known labels. In a multi-label task, cells
+        show how much more often a class is predicted than labeled.
     """
     if not space.multilabel:
         known = targets[:, 0] != IGNORED
@@ -67,7 +68,7 @@ def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: L
         own = _most_frequent(truth.sum(0))
         if not len(own):
             return Markup()
-        # Products count all pairs (i, j) at once: of the patches with class i, those with known, present, predicted j.
+        # Products are faster than a loop over pairs: of the patches with class i, count known, present, predicted j.
         base, there, made = (truth.T.astype(np.float32) @ one.astype(np.float32) for one in (known, truth, found))
         labeled, called = there / np.maximum(base, 1), made / np.maximum(base, 1)
         shares = called - labeled
@@ -96,7 +97,14 @@ def _most_frequent(counts: AnyFloats | Ints) -> Ints:
 
 
 def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[str]], signed: bool) -> Markup:
-    """Draw a matrix of shares [n, n] from -1 to 1, with class names at its edges and a text for the pointer."""
+    """Draw the colored cells of a matrix of n classes as SVG text, with the names of the classes at its edges.
+
+    Args:
+        shares: [n, n] value of each cell, -1 to 1.
+        names: Names of the classes.
+        texts: [n, n] text that the page shows when the pointer rests on the cell.
+        signed: True if values may be negative: cells then show the sign, in two colors.
+    """
     parts, high = list[Markup](), max(0.05, float(np.abs(shares).max())) if signed else 1.0
     letters = min(28, max(map(len, names)))
     # Leave room above the matrix: names of columns rise at 60 degrees and must not touch two lines of explanation.

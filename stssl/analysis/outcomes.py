@@ -15,13 +15,16 @@ from stssl.base.labels import LabelSpace
 class Comparison(NamedTuple):
     """Hold the comparison of a network's predictions with all known labels.
 
+    A single-label patch has one label, its class. A multi-label patch has one label for each class: present or absent.
+
     Attributes:
-        probability: [labels] predicted probability of "present" if a patch may have several classes, else of the class
-            with the highest probability.
-        right: [labels] 1 if the label is this choice ("present", or this class), else 0.
-        wrong: [patches] share of wrong predictions of each patch; NaN for a patch without a known label.
-        predicted: [patches, decisions] predicted choice ids: class numbers, or for each class 1 (present) or 0.
-        surest: [patches] highest probability that the network gave to a wrong choice it made; NaN without a mistake.
+        probability: [labels] predicted probability for each known label: that the class is present (multi-label), or
+            that of the most probable class (single-label).
+        right: [labels] 1 if the class is present (multi-label), or if the most probable class is the label
+            (single-label); else 0.
+        wrong: [patches] share of the patch's known labels that are predicted wrong; NaN without a known label.
+        predicted: [patches, 1] predicted class ids (single-label) or [patches, classes] zeros and ones (multi-label).
+        surest: [patches] highest probability among the patch's wrong predictions; NaN without a wrong prediction.
     """
 
     probability: AnyFloats
@@ -32,12 +35,13 @@ class Comparison(NamedTuple):
 
 
 def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Comparison:
-    """Find the right and wrong predictions of a network, and how probable it called them.
+    """Find the right and wrong predictions of a network, and the probabilities that it gave them.
 
     Args:
         logits: [patches, classes] logits of the network.
-        targets: [patches, labels a patch] choice ids of the labels; `IGNORED` if unknown.
-        space: Classes and kind of task.
+        targets: Labels: [patches, 1] class ids (single-label) or [patches, classes] zeros and ones (multi-label);
+            `IGNORED` if unknown.
+        space: Classes of the task, and whether it is single-label or multi-label.
     """
     choices = space.grouped(torch.from_numpy(logits).double()).softmax(-1).numpy()
     best = choices.argmax(-1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Make HTML pages that are single files and need no network. Their one script sorts tables.
+"""Make HTML pages that are single files and load nothing from elsewhere. Their only script sorts tables.
 
 Make pages only from `Markup`. Names and values come from files, and must not become HTML. `Markup` escapes every other
 text that is formatted or joined into it.
@@ -33,7 +33,8 @@ document.addEventListener("click", event => {
 """
 SCRIPT = Markup("<script>{}</script>").format(Markup(_SORT))
 """The only script of a page: a click on the head of a column sorts the table; missing values stay last."""
-# Let browsers run only a script with this hash, and fetch nothing: a name that became HTML then does no harm.
+# Let browsers run only a script with this hash, and fetch nothing. If a name from a file became HTML by a mistake, a
+# script in it could do no harm.
 _HASH = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
 _RULES = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
 SERIES = ("#2563a8", "#d1662b", "#3a8f5c", "#8a4f9e", "#b0893b", "#5b6b7a")
@@ -94,18 +95,26 @@ _PAGE = Markup("""<!doctype html>
 
 
 def page(title: str, body: Iterable[Markup | str]) -> str:
-    """Return the HTML text of a page with a title and the parts of its body. Escape parts that are not `Markup`."""
+    """Return the HTML text of a whole page.
+
+    Args:
+        title: Title of the page.
+        body: Parts of the page. Parts that are not `Markup` are escaped.
+    """
     text = _PAGE.format(rules=_RULES, title=title, style=Markup(_STYLE), body=joined("\n", body), script=SCRIPT)
     return str(text).translate(_CONTROLS).encode("utf-8", "replace").decode()
 
 
 def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
-    """Join HTML parts with the HTML text `between` them. Escape parts that are not `Markup`."""
+    """Join parts of a page, with the HTML text `between` each two. Parts that are not `Markup` are escaped."""
     return Markup(between).join(parts)
 
 
 def number(value: object) -> str:
-    """Format a whole number with commas. Turn any other value, for example from a damaged file, into plain text."""
+    """Return a whole number as text with commas between thousands, and any other value as plain text.
+
+    Other values come from damaged files, and must not stop the page from being written.
+    """
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

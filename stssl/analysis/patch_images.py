@@ -27,13 +27,13 @@ SHOWN_BANDS = ("B04", "B03", "B02")
 
 
 def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpace) -> list[Markup]:
-    """Show some patches that the student got right or wrong, and its surest mistakes.
+    """Return HTML with images of patches that a run's student predicts right or wrong, and of its surest mistakes.
 
     Args:
-        view: The run.
-        part: Part of the split that was predicted, such as `test`.
-        outcome: The student's predictions on this part.
-        space: Classes and kind of task.
+        view: Contents of the run's files.
+        part: Part of the data that was predicted, such as `test`.
+        outcome: Comparison of the student's predictions on this part with the labels.
+        space: Classes of the task, and whether it is single-label or multi-label.
 
     Returns:
         Parts of the page with the images; none if the evaluation did not save the store rows of its patches, or no
@@ -65,10 +65,11 @@ def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpac
 
 
 def pick_patches(outcome: Comparison) -> dict[str, Ints]:
-    """Choose patches to show. Return their positions in the evaluation, by the kinds that have any patch.
+    """Choose the patches that a page shows, and return their positions in the evaluation, by kind.
 
-    `Right` and `Wrong` patches are spread evenly over the part of the split. A patch with several labels is right if
-    all its known labels are predicted right. `Surest mistakes` have the highest probability of a wrong choice.
+    The kinds are `Right`, `Wrong` and `Surest mistakes`; a kind without patches is left out. `Surest mistakes` are the
+    patches with the most probable wrong predictions. The others are spread evenly over the evaluated patches. A patch
+    with several labels is right if all its known labels are predicted right.
     """
     mistakes = np.flatnonzero(np.isfinite(outcome.surest))
     surest = mistakes[np.argsort(-outcome.surest[mistakes], kind="stable")][:EACH]
@@ -106,7 +107,14 @@ def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
 
 
 def _words(number: int, outcome: Comparison, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> str:
-    """Compose the text below an image: the labels of the patch, and the predicted classes."""
+    """Return the text below the image of a patch: its labels, and what the network predicts instead, if wrong.
+
+    Args:
+        number: Position of the patch in the evaluation.
+        outcome: Comparison of the network's predictions with the labels.
+        targets: Labels of all evaluated patches, as numbers.
+        space: Classes of the task, and whether it is single-label or multi-label.
+    """
     label, found = targets[number], outcome.predicted[number]
     sure = outcome.surest[number]
     suffix = f" ({sure:.0%} sure)" if np.isfinite(sure) else ""

@@ -34,12 +34,12 @@ MORE = 5
 
 
 def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstimate:
-    """Train a few steps of a recipe on this machine, and return the predicted cost of the whole run.
+    """Time a few training steps of a recipe on this machine, and return the predicted cost of the whole run.
 
     This function writes no files.
 
     Args:
-        recipe: Recipe to plan.
+        recipe: Recipe of the planned run.
         machines: Machines of the planned run.
         steps: Number of steps to time, after two steps that are not timed.
 
@@ -52,7 +52,8 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
         raise ConfigError(f"{key} {least} is smaller than {machines.workers} workers: no row for each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.data.threads is None:
-        # Read with as few threads as one of several workers has: more threads would make the measured reading too fast.
+        # On the planned machines, workers share the cores. With more threads than one of them has, the measured reading
+        # would be too fast.
         data = recipe.data.model_copy(update={"threads": reading_threads(machines.per_node)})
         recipe = recipe.model_copy(update={"data": data})
     train_state = open_train_state(recipe, device)
@@ -69,7 +70,7 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
     gradients = sum(part.nbytes for part in train_state.task.step.networks.parameters() if part.requires_grad)
     validation, batchnorm = _validation(train_state, recipe, machines.workers)
     one = share if machines.workers == 1 else _measure(train_state, 1, steps, last)
-    # Later steps never use fewer views. So bisection finds the first step that uses all of them.
+    # The number of views never falls from step to step, so bisection can find the first step that uses all views.
     start = bisect_left(range(last), train_state.task.view_count(last), key=train_state.task.view_count)
     early = _measure(train_state, machines.workers, steps, 0) if start >= WARM_UP + steps else None
     stored, rows = _stored_bytes(train_state), train_state.task.rows
@@ -94,7 +95,14 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Time training steps with one worker's share of each batch; return None if it does not fit into memory."""
+    """Time training steps of one worker, with its share of each batch; return None if this does not fit into memory.
+
+    Args:
+        train_state: Data and networks of the run. Training changes its weights.
+        workers: Number of workers that share each batch.
+        steps: Number of steps to time, after `WARM_UP` steps that are not timed.
+        start: Number of the first step, which decides how many views the steps use.
+    """
     loader, device = train_state.task.loader, train_state.task.device
     # Act as rank 0 of `workers` ranks: the loader then reads only this worker's rows.
     loader.ranks, train_state.progress.step = (0, workers), start
@@ -120,10 +128,18 @@ def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> M
 
 
 def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tuple[float, float]:
-    """Predict the seconds of a validation on all workers: a fixed time, plus a time for each patch.
+    """Predict the seconds of a validation that all workers share, from short validations that are timed here.
 
-    Return these seconds, and how many of them compute BatchNorm statistics. For these statistics, each worker computes
-    some of the batches.
+    The prediction is a fixed time, plus a time for each patch that a worker scores, plus the time of new BatchNorm
+    statistics, whose batches the workers share too.
+
+    Args:
+        train_state: Data and networks of the run.
+        recipe: Recipe of the planned run.
+        workers: Number of workers.
+
+    Returns:
+        Seconds of a validation, and how many of them compute BatchNorm statistics.
     """
     options = recipe.evaluation
     data: PixelData = train_state.task.data
@@ -152,7 +168,10 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tup
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Compute how many bytes are read from the store for one patch: arrays are read with all their bands."""
+    """Return the number of bytes that the run reads from the store for one patch, with all bands of the arrays it uses.
+
+    For a store on disk, this is the compressed size; for a store in an object store, the size without compression.
+    """
     data: PixelData = train_state.task.data
     store, names = data.store, data.reader.layout
     if is_remote(store.path):
@@ -163,7 +182,7 @@ def _stored_bytes(train_state: TrainState) -> float:
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Yield all tensors in nested mappings, such as a state dict."""
+    """Yield all tensors in nested mappings, such as the state of a checkpoint."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -172,18 +191,18 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def load(path: Path, overrides: Iterable[str]) -> RunRecipe:
-    """Read a recipe of a training or pretraining run, with `overrides` (changes `key=value`)."""
+    """Return the training or pretraining recipe in the file `path`, changed by `overrides` of the form `key=value`."""
     return load_as(kind_of(load_tree(path)), path, overrides)
 
 
 def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: float) -> Machines:
-    """Describe the machines of a planned run. By default, all machines together have `launch.workers` workers.
+    """Return the machines of a planned run, with the number of workers (training processes) on each.
 
     Args:
-        recipe: Recipe to plan.
+        recipe: Recipe of the planned run.
         nodes: Number of machines.
-        per_node: Number of workers on each machine; None divides the recipe's workers among the machines.
-        link: Speed of the network between machines in Gbit/s.
+        per_node: Number of workers on each machine; None divides the recipe's `launch.workers` among the machines.
+        link: Speed of the network between machines, and to the store, in Gbit/s.
     """
     asked = recipe.launch.workers
     most = max(1, asked[1] if isinstance(asked, tuple) else asked)

@@ -50,12 +50,12 @@ ProbeResult = dict[str, Any]
 
 @dataclass(frozen=True)
 class Probed:
-    """Hold the results of all probes of one pretrained backbone, and the path of their file.
+    """Hold the scores of all probes of one pretrained backbone, and the path of the file with these scores.
 
     Attributes:
-        rows: One row for each method and number of labels. A row has the keys `weights`, `method`, `labels`, `labeled`,
-            `validation` and `test`.
-        path: File with the rows: its path, or its URL in an object store.
+        rows: One entry for each method (such as `linear` or `k-NN`) and number of labels. It has the keys `weights`,
+            `method`, `labels`, `labeled` (number of labeled patches), `validation` and `test` (scores by name).
+        path: File with these entries: its path, or its URL in an object store.
     """
 
     rows: list[ProbeResult]
@@ -66,13 +66,11 @@ class Probed:
 class Frozen:
     """Hold the features of all patches, computed once by the pretrained backbone, and their labels.
 
-    A part (train, validation or test) has n patches. A decision is one label: a patch has one for each
-    class in multi-label tasks, else only one.
-
     Attributes:
-        features: [n, width] features of each part.
-        targets: [n, decisions] choice ids of each part.
-        train: [n] store rows of the training part, ascending.
+        features: By part of the data (`train`, `validation`, `test`): [n, width] features of its n patches.
+        targets: By part: labels of its n patches, [n, 1] class ids (single-label) or [n, classes] zeros and ones
+            (multi-label); `IGNORED` if unknown.
+        train: [n] row numbers of the training patches in the store, ascending.
     """
 
     features: dict[str, Tensor]
@@ -80,7 +78,11 @@ class Frozen:
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Look up the features [n, width] and the labels [n, decisions] (choice ids) of n training patches."""
+        """Return the features [n, width] and the labels, as in `targets`, of n training patches.
+
+        Args:
+            rows: [n] row numbers of these patches in the store.
+        """
         places = torch.from_numpy(np.searchsorted(self.train, rows))
         return self.features["train"][places], self.targets["train"][places]
 
@@ -94,12 +96,15 @@ def probe_run(
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
 ) -> Probed:
-    """Train and score classifiers on a pretraining run's features, and write `probe/<weights>-s<seed>.json`.
+    """Train and score classifiers on the features of a pretraining run's backbone (`stssl probe`).
+
+    Write the scores to `probe/<weights>-s<seed>.json` in the run's folder, where `<weights>` is `pretrained` or
+    `random`.
 
     Args:
         path: Path or URL of the folder of the pretraining run.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
-        seed: Seed of the draw of labels, of the new layer and of its batches.
+        seed: Seed of the random choice of labels, of the new layer and of its batches.
         random: True to probe random weights instead of the best checkpoint, for comparison.
         fine_tune: True to also train the whole network, in a supervised run in the folder `probe`.
         overrides: `key=value` changes to the recipe's section `probe`.
@@ -136,7 +141,7 @@ def probe_run(
             described = {key: fresh[0][key] for key in (*about, "labeled", "seed", "protocol")}
             fresh.append(described | {"method": "fine-tune"} | scores)
         rows += fresh
-        # Write the file after each number of labels: an interrupted probe keeps the earlier results.
+        # Write the file after each number of labels, so that an interrupted probe does not lose its earlier results.
         written = _kept(target, rows) + rows
         write_text(target, json.dumps(without_nan({"rows": [*written]}), indent=1))
         folder.publish()
@@ -152,18 +157,18 @@ def score_features(
     options: ProbeConfig,
     about: ProbeResult,
 ) -> list[ProbeResult]:
-    """Choose labels by a rule, and score a linear layer and a k-NN classifier that use only these labels.
+    """Choose labeled training patches by a rule, and score a linear layer and a k-NN classifier that use only these.
 
     Args:
-        frozen: Features of all parts.
-        labels: Classes, and choice ids [store rows, decisions] of all patches.
-        train: [n] store rows of the training part.
-        rule: Rule that draws the labels. Its seed is also that of the linear layer.
+        frozen: Features and labels of the patches of all parts of the data.
+        labels: Classes, and the labels of all patches of the store as numbers.
+        train: [n] row numbers of the training patches in the store.
+        rule: Rule that chooses the labels at random. Its seed is also that of the linear layer.
         options: Settings of the probe.
         about: Entries to copy into each result.
 
     Returns:
-        The results of both methods.
+        Scores and settings of both classifiers, one entry for each.
     """
     space, targets = labels
     positives = space.positives(targets).numpy()
@@ -177,9 +182,10 @@ def score_features(
 
 
 def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
-    """Read from `path` the results of earlier calls that stay valid beside the new results `fresh`.
+    """Return the results in a probe's file `path` that stay valid beside the new results `fresh`.
 
-    Leave out results that `fresh` replaces, and results of another checkpoint or of other settings.
+    Leave out results that `fresh` replaces, and results of another checkpoint or of other settings. Without a file,
+    return an empty list.
     """
     new = {(row["method"], row["labels"]) for row in fresh}
     same = {(row["step"], json.dumps(row["protocol"])) for row in fresh}
@@ -192,7 +198,7 @@ def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
 
 
 def label_rule(text: str, seed: int) -> LabelsConfig:
-    """Make the rule that chooses a probe's labels from a text that says how many, such as `per-class=10`.
+    """Return the rule that chooses a probe's labeled patches, made from a text such as `per-class=10`.
 
     Raises:
         ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
@@ -221,9 +227,12 @@ def freeze(
         encoder: Network to probe, in evaluation mode.
         recipe: Recipe of the pretraining run.
         data: Store and split.
-        targets: [store rows, decisions] choice ids of all patches.
-        standardize: True to subtract the training part's mean and divide by its standard deviation.
+        targets: Labels of all patches of the store, as numbers.
+        standardize: True to subtract the mean of the training patches' features and divide by their standard deviation.
         scaling: Numbers that scale the images; None chooses them by the section `data` alone.
+
+    Returns:
+        Features and labels of each part.
 
     Raises:
         RunError: The features of some patches are not finite.
@@ -247,12 +256,12 @@ def freeze(
 def linear(
     labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, options: ProbeConfig, seed: int
 ) -> ProbeResult:
-    """Train a linear layer on frozen features, and score the layer of the epoch that is best on validation.
+    """Train a linear layer on frozen features, and score it with the weights of the epoch that is best on validation.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, decisions] of the n labeled patches.
-        frozen: Features and choice ids of all parts.
-        space: Classes and kind of task.
+        labeled: Features [n, width] and labels of the n training patches whose labels the layer may use.
+        frozen: Features and labels of all parts of the data.
+        space: Classes of the task, and whether it is single-label or multi-label.
         options: Settings of the layer's training.
         seed: Seed of the layer's weights and batches.
 
@@ -264,10 +273,11 @@ def linear(
     layer = nn.Linear(features.shape[1], len(space.classes))
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    # Divide the rate by the squared length of the features: this is about their number if they are standardized.
+    # Divide the rate by the mean squared length of the feature vectors, because the largest stable rate falls with it.
+    # It is about the number of features if they are standardized: each then has a variance of 1.
     rate = options.lr / (features.shape[1] if options.features == "standardized" else 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    # Start with the untrained layer as epoch 0: it is the result if no epoch has a finite score.
+    # Count the untrained layer as epoch 0, so that there is a result even if no epoch has a finite score.
     best, chosen, at = -float("inf"), layer, 0
     for epoch in range(options.epochs):
         for group in optimizer.param_groups:
@@ -298,10 +308,13 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
     """Classify validation and test patches by their nearest labeled patches (k-NN), and return the scores.
 
     Args:
-        labeled: Features [n, width] and choice ids [n, decisions] of the n labeled patches, which vote.
-        frozen: Features and choice ids of all parts.
-        space: Classes and kind of task.
+        labeled: Features [n, width] and labels of the n labeled training patches, which may be neighbors.
+        frozen: Features and labels of all parts of the data.
+        space: Classes of the task, and whether it is single-label or multi-label.
         options: Settings of the probe; `k` is the number of neighbors.
+
+    Returns:
+        Scores by name, under the keys `validation` and `test`.
     """
     bank, targets = labeled
     found = {}
@@ -315,15 +328,18 @@ def knn_rows(labeled: tuple[Tensor, Tensor], frozen: Frozen, space: LabelSpace, 
 def tuned(
     folder: RunFolder, recipe: PretrainRecipe, rule: LabelsConfig, options: ProbeConfig, *, random: bool, name: str
 ) -> ProbeResult:
-    """Fine-tune the whole network with labels, from pretrained or random weights, and return the student's scores.
+    """Train the whole network with labels in a supervised run, from pretrained or random weights, and score it.
 
     Args:
         folder: Folder of the pretraining run.
         recipe: Recipe of that run.
-        rule: Rule that draws the labels.
+        rule: Rule that chooses the labels at random.
         options: Settings of the probe.
-        random: True for random weights, for comparison.
+        random: True to start from random weights, for comparison.
         name: Number of labels as text, for the name of the supervised run.
+
+    Returns:
+        Scores by name, under the keys `validation` and `test`.
     """
     steps = options.fine_tune_steps
     tree = {

@@ -1,4 +1,4 @@
-"""Write an HTML page, a single file, with scores and figures of finished runs."""
+"""Write an HTML page, a single file, with the scores of evaluated runs, figures, and images of patches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,14 +31,14 @@ PAGE_BYTES = 3_500_000
 
 @dataclass(frozen=True)
 class Panel:
-    """Describe one panel of curves.
+    """Say which metric a figure with training curves shows.
 
     Attributes:
-        title: Title of the panel.
-        kind: Kind of rows: `train` or `validation`.
-        metric: Name of the metric in the rows.
-        unit: Name of the unit in `figures.UNITS`.
-        teacher: Name of the teacher's metric, which is drawn as a thin line; None without one.
+        title: Title of the figure.
+        kind: Kind of the rows in a run's metrics that have the metric: `train` or `validation`.
+        metric: Name of the metric in these rows.
+        unit: Key of the metric's unit in `figures.UNITS`.
+        teacher: Name of the teacher's metric, which is drawn as a thin line; None if the teacher has none.
     """
 
     title: str
@@ -75,9 +75,13 @@ PANELS = {
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Write an HTML page about some runs, and return its absolute path. Leave out unusable folders, with a warning.
+    """Write an HTML page about some evaluated runs (`stssl report`), and return the page's absolute path.
 
-    Read one run after the other, and keep only the small part of each that the page shows.
+    Runs that cannot be read are left out, with a warning. Runs are read one after the other, to save memory.
+
+    Args:
+        paths: Folders of the runs.
+        out: HTML file to write.
 
     Raises:
         RunError: No folder has an evaluated training run, or the page cannot be written.
@@ -95,7 +99,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path) -> Path:
             reasons.append(str(error))
             continue
         key = group_key(view)
-        # Show the details of only one run of each recipe: its runs look alike, and the page must stay small.
+        # Show details of only one run of each recipe: runs of one recipe look alike, and the page must stay small.
         shown = key not in seen and len(seen) < MOST_SHOWN and size < PAGE_BYTES
         details = _details(view) if shown else []
         seen.add(key)
@@ -127,7 +131,14 @@ def _body(title: str, runs: Sequence[RunDigest]) -> list[Markup]:
 
 
 def _digest(view: RunView, path: str | Path, key: str, details: list[Markup]) -> RunDigest:
-    """Return the few things of a run that the page shows, so the run's large arrays and metrics can be freed."""
+    """Return the small part of a run's files that the page shows, so that the large arrays can be freed from memory.
+
+    Args:
+        view: Contents of the run's files.
+        path: Folder of the run.
+        key: Text that is equal for runs that differ only in their seeds.
+        details: Parts of the page that describe this run alone.
+    """
     wanted = [(panel.kind, metric) for group in PANELS.values() for panel in group for metric in _metrics(panel)]
     return RunDigest(
         name=view.name,
@@ -148,7 +159,10 @@ def _metrics(panel: Panel) -> list[str]:
 
 
 def _training(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Draw the training curves of the first few recipes. A recipe keeps its color and line style in all panels."""
+    """Return parts of the page with the training curves of the first few recipes; nothing if there are no curves.
+
+    A recipe has the same color and line style in all figures.
+    """
     shown = groups[:MOST_SHOWN]
     labels = figures.brief([group.label for group in shown])
     found = list[Markup]()
@@ -176,7 +190,10 @@ def _training(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _details(run: RunView) -> list[Markup]:
-    """Make the page's section about one run: classes, mistakes, map of errors, calibration and images."""
+    """Return the parts of the page about one run: scores of classes, mistakes, images of patches, maps and calibration.
+
+    They show the run's test patches or, if these were not scored, the patches of another part of the data.
+    """
     part = "test" if "test" in run.parts else next(iter(run.parts))
     networks = {name: result.per_class for name, result in run.parts[part].networks.items()}
     arrays = run.arrays[part]
@@ -212,7 +229,7 @@ def _maps(lat: AnyFloats, lon: AnyFloats, errors: dict[str, AnyFloats]) -> list[
 
 
 def _titled(title: str, parts: Iterable[Markup]) -> list[Markup]:
-    """Return parts of the page with a heading above them; return nothing if no parts are given."""
+    """Return parts of the page with a heading above them; return an empty list if the parts are empty."""
     found = [part for part in parts if part]
     return [Markup("<h3>{}</h3>").format(title), *found] if found and found[-1] else []
 

@@ -1,4 +1,4 @@
-"""Group runs that differ in nothing but their seeds: a page shows them as one row."""
+"""Group runs that differ in nothing but their seeds: a report page shows the runs of a group as one row or curve."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class RunDigest:
-    """Hold the parts of one run that a page keeps in memory. They are small, because a page may have many runs.
+    """Hold the small part of one run's files that a report page shows; a page may have too many runs for more.
 
     Attributes:
         name: Name of the run on the page.
@@ -27,10 +27,10 @@ class RunDigest:
         seed: Seeds of the run and of its choice of labels.
         recipe_text: Text of the recipe's file.
         record: Contents of `record.json`; None if the file does not exist.
-        parts: Scores by part of the split.
+        parts: Scores by part of the data, such as `test`.
         multilabel: True if a patch may have several classes.
-        histories: [n, 2] steps and values, by kind of rows and name of the metric.
-        details: Parts of the page that describe this run; empty if the page has none.
+        histories: [n, 2] steps and values of each metric, by kind of rows (such as `train`) and name of the metric.
+        details: Parts of the page that describe this run alone; empty if the page shows none of this run.
     """
 
     name: str
@@ -47,23 +47,28 @@ class RunDigest:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Hold runs of one recipe with different seeds.
+    """Hold runs of one recipe with different seeds, which a report page shows as one row or curve.
 
     Attributes:
         label: Name of the group on the page.
-        runs: The runs.
+        runs: Runs of the group.
     """
 
     label: str
     runs: Sequence[RunDigest]
 
     def curve(self, kind: str, metric: str) -> Curve | None:
-        """Return the mean curve of a metric over the group's runs; None if no run has it or no step is common."""
+        """Return the mean curve of a metric over the group's runs; None if no run has the metric.
+
+        Args:
+            kind: Kind of rows that have the metric: `train` or `validation`.
+            metric: Name of the metric.
+        """
         return averaged([run.histories[kind, metric] for run in self.runs])
 
 
 def group_key(view: RunView) -> str:
-    """Return a text that is equal for runs that differ only in their seeds."""
+    """Return a text for a run that is equal for all runs with the same store and the same recipe except its seeds."""
     recipe = view.recipe
     labels = recipe.labels.model_copy(update={"seed": 0})
     same = recipe.model_copy(update={"name": "run", "seed": 0, "labels": labels})
@@ -71,7 +76,10 @@ def group_key(view: RunView) -> str:
 
 
 def grouped_runs(runs: Sequence[RunDigest]) -> list[RunGroup]:
-    """Group runs by recipe, sorted by the first run of each. Put runs with equal seeds into different groups."""
+    """Group runs that differ only in their seeds, and return the groups in the order of their first runs.
+
+    Two runs with equal seeds come into different groups.
+    """
     groups: dict[tuple[str, int], list[RunDigest]] = {}
     for run in runs:
         turn = 0
@@ -89,7 +97,7 @@ def grouped_runs(runs: Sequence[RunDigest]) -> list[RunGroup]:
 
 
 def _label(names: Sequence[str]) -> str:
-    """Return one label for the names of a group's runs: `run-s* (2 seeds)` for `run-s0` and `run-s1`."""
+    """Return a label for a group of runs from the runs' names: `run-s* (2 seeds)` for `run-s0` and `run-s1`."""
     if len(names) == 1:
         return names[0]
     letters = os.path.commonprefix

@@ -27,16 +27,16 @@ MOST_ARRAY_BYTES = 8 << 30
 
 @dataclass(frozen=True)
 class RunView:
-    """Hold the contents of a run's files, for a report.
+    """Hold the contents of an evaluated run's files, as reports and comparisons need them.
 
     Attributes:
         name: Name of the run on the page.
         recipe: Recipe of the run.
         recipe_text: Text of the recipe's file.
         record: Contents of `record.json`, which says what produced the run; None if the file does not exist.
-        rows: Rows of the run's metrics.
-        parts: Scores by part of the split.
-        arrays: Targets, logits and metadata by part of the split.
+        rows: Rows that the run wrote during training, each with a step and metrics.
+        parts: Scores by part of the data, such as `test`.
+        arrays: Labels (`targets`), logits, metadata and store rows of the scored patches, by part of the data.
         multilabel: True if a patch may have several classes.
     """
 
@@ -51,7 +51,7 @@ class RunView:
 
 
 def read_run(path: str | Path) -> RunView:
-    """Read the recipe, record, metrics and scores of a run for the page.
+    """Read the files of a run: its recipe, record, metrics, and scores and logits of each evaluated part of the data.
 
     Raises:
         RunError: The folder has no training run, the run was never evaluated, or a file is damaged. The message names
@@ -87,12 +87,15 @@ def read_run(path: str | Path) -> RunView:
 
 
 def read_arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArray[Any]]:
-    """Read targets, metadata and logits of a part, and check that their shapes fit the part's scores.
+    """Read the arrays that an evaluation wrote beside its scores, and check that both fit together.
 
     Args:
-        path: File with the arrays.
+        path: File with the arrays (`.npz`).
         scored: Scores of the same evaluation.
-        advice: Sentence that says what to do. It ends the message of an error.
+        advice: Sentence that says what the user can do. It ends the message of an error.
+
+    Returns:
+        Labels (`targets`), metadata, logits of each network and other arrays, by name.
 
     Raises:
         RunError: The file is missing or damaged, or belongs to another evaluation.
@@ -105,7 +108,7 @@ def read_arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArra
             # Check the size before unpacking: a small damaged file may unpack to more than fits into memory.
             if sum(entry.file_size for entry in packed.infolist()) > MOST_ARRAY_BYTES:
                 raise ValueError("it is too large")
-        # Allow no pickle: a pickle in somebody else's run could run any code.
+        # Allow no pickle: the file may come from somebody else, and loading a pickle can run any code.
         found = dict(np.load(BytesIO(data), allow_pickle=False))
         _require_shapes(found, scored)
     except (ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile, zlib.error) as error:
@@ -135,7 +138,7 @@ def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> N
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """Make a short, different name for each run folder: as many last parts of its path as are needed."""
+    """Return a short name for each run folder: so many last parts of its path that all names differ."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):

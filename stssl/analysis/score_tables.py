@@ -1,4 +1,4 @@
-"""Make the tables of a report: scores, scores of classes, and the versions and data that produced the runs."""
+"""Make the tables of a report about runs: their scores, scores of classes, and the data and versions behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ MOST_COMPARED = 2_000_000
 
 
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Make a table of scores for each part of the split, with a row for each network of each recipe.
+    """Return HTML with a table of scores for each part of the data, with a row for each network of each recipe.
 
     Runs with different classes get different tables, because their scores cannot be compared.
     """
@@ -54,14 +54,15 @@ def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None, str]:
-    """Find the recipe with students that are better than the students of all other recipes, beyond chance.
+    """Find the recipe whose students are better than the students of each other recipe, beyond chance.
 
     Args:
-        groups: Recipes of one task.
-        part: Part of the split.
+        groups: Runs of each recipe, all with the same classes.
+        part: Part of the data on which students are compared, such as `test`.
 
     Returns:
-        Label of the best recipe and name of the score, or None if no recipe is best; and a remark for the reader.
+        Label of the best recipe and name of the score that compares them, or None if no recipe is best; and a remark
+        for the reader of the page.
     """
     chance = "A small difference between two rows may be chance"
     own = _with(groups, part)
@@ -80,7 +81,8 @@ def _best(groups: Sequence[RunGroup], part: str) -> tuple[tuple[str, str] | None
         return None, f"{chance}: `stssl compare` tells."
     try:
         paths = [[run.path for run in group.runs] for group in (*others, first)]
-        # The smallest p is 1 / (1 + draws), and Holm multiplies it by the number of comparisons.
+        # The smallest p is 1 / (1 + draws), and Holm multiplies it by the number of comparisons: with fewer draws than
+        # these, no corrected p could be below 0.05.
         draws = max(ComparisonOptions.draws, 1 + 20 * len(others))
         compared = compare_groups(paths[:-1], paths[-1], ComparisonOptions(part=part, score=name, draws=draws))
     except StsslError as error:
@@ -129,9 +131,9 @@ def _checkpoint(run: RunDigest, part: str) -> str:
 
 
 def _score(values: Sequence[float | None]) -> Cell:
-    """Make a table cell with the mean of a score over seeds and its standard deviation.
+    """Return a table cell with the mean of a score over runs with different seeds, and its standard deviation.
 
-    If some seeds lack the score, show how many have it.
+    If some runs lack the score (None), the cell also shows how many have it.
     """
     found = [value for value in values if value is not None]
     if not found:
@@ -151,7 +153,10 @@ def _digits(value: float) -> str:
 
 
 def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Compare the students of several recipes class by class: a row for each class, a column for each recipe."""
+    """Return HTML with tables that compare the students of several recipes by the scores of each class.
+
+    A table has a row for each class and a column for each recipe. Recipes with different classes get different tables.
+    """
     found = list[Markup]()
     part = next((name for name in ("test", "validation", "train") if _with(groups, name)), "test")
     tasks: dict[tuple[str, ...], list[RunGroup]] = {}
@@ -176,7 +181,7 @@ def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _with(groups: Sequence[RunGroup], part: str) -> list[RunGroup]:
-    """Return the groups with scores on a part of the split. Leave out runs without such scores."""
+    """Return the groups of runs that have scores on a part of the data (such as `test`), without their other runs."""
     own = (RunGroup(group.label, [run for run in group.runs if part in run.parts]) for group in groups)
     return [group for group in own if group.runs]
 
@@ -194,7 +199,7 @@ def _class_cell(values: Sequence[float | None]) -> Cell:
 
 
 def record_table(runs: Sequence[RunDigest]) -> Markup:
-    """Make a table of each run's origin: seed, number of labels, data, software versions, restarts."""
+    """Return an HTML table of what produced each run: seed, number of labels, data, software versions, restarts."""
     head = ["run", "seed", "ranks", "labeled patches", "patches", "data", "commit", "versions", "started again"]
     rows = list[list[CellValue]]()
     for run in runs:
@@ -217,5 +222,8 @@ def record_table(runs: Sequence[RunDigest]) -> Markup:
 
 
 def _plain(value: object) -> CellValue:
-    """Return whole numbers unchanged, and any other value, for example from a damaged file, as text."""
+    """Return a value for a table cell: a whole number unchanged, any other value as text.
+
+    Other values come from damaged files, and must not stop the page from being written.
+    """
     return value if isinstance(value, int) and not isinstance(value, bool) else str(value)

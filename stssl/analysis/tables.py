@@ -10,12 +10,12 @@ from stssl.analysis.page import joined
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold one cell of a table.
+    """Describe one cell of an HTML table: what it shows, and how a click on its column's name sorts it.
 
     Attributes:
-        shown: Text or HTML of the cell.
-        value: Number by which the column is sorted. None sorts it last. A cell without number is plain text.
-        shade: Strength of the cell's background, 0 to 1.
+        shown: Text or HTML that the cell shows.
+        value: Number by which the column is sorted; None for a cell of text, which a column of numbers sorts last.
+        shade: Strength of the cell's background color, 0 to 1.
     """
 
     shown: Markup | str
@@ -32,12 +32,12 @@ _SHADE = Markup(" style='background: color-mix(in srgb, var(--series-0) {:.0f}%,
 def table(
     head: Sequence[str], rows: Sequence[Sequence[CellValue]], meanings: Mapping[str, str] | None = None
 ) -> Markup:
-    """Make an HTML table. A click on a column's name sorts it: text by letters, numbers by value.
+    """Return an HTML table. A click on a column's name sorts the rows by this column: texts by letters, or by number.
 
     Args:
         head: Names of the columns.
         rows: Values of each row: one value or `Cell` for each column. None shows a dash.
-        meanings: Explanations of columns, by name, which show when the pointer rests on the name.
+        meanings: Explanations of columns by name. The page shows them when the pointer rests on the name.
 
     Returns:
         HTML, empty without rows.

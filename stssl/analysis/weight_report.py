@@ -1,4 +1,4 @@
-"""Describe a file of weights: the program that wrote it, its tensors, the backbones it fits, and unknown tensors."""
+"""Describe a file of network weights: the program that wrote it, its tensors, and the backbones that it fits."""
 
 import re
 from collections import Counter
@@ -29,14 +29,14 @@ WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 
 class Closest(NamedTuple):
-    """Describe how the closest backbone differs from weights that fit no backbone.
+    """Say how a file of weights that fits no backbone differs from the backbone that is closest to it.
 
     Attributes:
-        backbone: Name of the backbone whose tensors have the most names in common with the file.
-        shared: Number of tensors with the same name.
+        backbone: Name of the closest backbone: its tensors have the most names in common with the file.
+        shared: Number of tensors with the same name in the file and the backbone.
         reshaped: Names of tensors that have another shape in the backbone than in the file.
-        lacking: Names of tensors that the file lacks.
-        unknown: Names of tensors that only the file has.
+        lacking: Names of the backbone's tensors that the file lacks.
+        unknown: Names of the file's tensors that the backbone lacks.
     """
 
     backbone: str
@@ -48,10 +48,10 @@ class Closest(NamedTuple):
 
 @dataclass
 class InspectedWeights:
-    """Describe a file of weights.
+    """Hold what `report_of_weights` found out about a file of network weights.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         layout: Programs that wrote the file, in words.
         tensors: Number of tensors of the network.
         numbers: Number of values in these tensors.
@@ -95,7 +95,7 @@ class InspectedWeights:
     closest: Closest | None = None
 
     def lines(self) -> list[str]:
-        """Return the description as lines of text, with one fact in a line."""
+        """Return the description of the file as lines of text for the user, with one fact in a line."""
         bands = "none: no layer reads images"
         if self.bands is not None:
             names = ", ".join(self.band_names) or "the file does not name them: give model.weights_bands"
@@ -119,7 +119,7 @@ class InspectedWeights:
         return [f"{what:<10}{text}" for what, text in rows.items() if text]
 
     def _fits(self) -> str:
-        """Compose the line that names the fitting backbones, and says how reliable this list is."""
+        """Return the text that names the backbones that the weights fit, and says how reliable this list is."""
         if not self.tried:
             return "no backbone: none has such a first layer"
         found = ", ".join(self.fits) or f"none of {self.tried} backbones that were tried"
@@ -146,7 +146,9 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
 
 
 def report_of_weights(path: str | Path) -> InspectedWeights:
-    """Read a file of weights, without running code from it, and find the backbones that it fits.
+    """Return a description of a file of network weights: its tensors, its origin, and the backbones that it fits.
+
+    The file is read without running code from it.
 
     Args:
         path: File of weights, of this or another program. Or a run's folder, or a value of `model.weights`.
@@ -185,7 +187,10 @@ def report_of_weights(path: str | Path) -> InspectedWeights:
 
 
 def local_file(text: str) -> str:
-    """Return the path of the file that a path, a run's folder or a value of `model.weights` names.
+    """Return the path of the file of weights that a user names: by its path, a run's folder or a value of the recipe.
+
+    Args:
+        text: Path of a file or of a run's folder, or a value of `model.weights`, such as `hf:NAME`.
 
     Raises:
         ConfigError: There is no such file, or the text names no single file.
@@ -207,18 +212,25 @@ def local_file(text: str) -> str:
 
 
 def _described(path: Path) -> ModelDescription | None:
-    """Read the description in the header of a file that this program exported. Return None for other files."""
+    """Return the description of the network in the header of a file that this program exported; else None."""
     if path.suffix != ".safetensors":
         return None
     try:
         header = read_with_header(path)[1]
-    except (OSError, *UNREADABLE):  # `open_file` could read this file, so it changed since: go on without a description
+    # The weights could be read before, so another program must have changed the file in between. The weights in memory
+    # can still be described, so go on without the header.
+    except (OSError, *UNREADABLE):
         return None
     return parse_description(header[KEY], path) if KEY in header else None
 
 
 def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
-    """Try to load the weights into backbones, the likeliest first, and note in `about` which of them they fit."""
+    """Try to load weights into likely backbones, and write into `about` which of them fit, or the closest one.
+
+    Args:
+        found: Weights as read from the file.
+        about: Description of the file, to complete.
+    """
     if about.bands is None:
         about.unused = list(found.tensors)
         return
@@ -237,7 +249,14 @@ def _try_backbones(found: Checkpoint, about: InspectedWeights) -> None:
 
 
 def _try_names(names: list[str], bands: int, found: Checkpoint, about: InspectedWeights) -> None:
-    """Try to load the weights into the first few of the named backbones, and note in `about` which of them fit."""
+    """Try to load weights into the first `MOST_TRIED` of the named backbones, and write into `about` which of them fit.
+
+    Args:
+        names: Names of backbones, the likeliest first.
+        bands: Number of bands that the weights' first layer reads.
+        found: Weights as read from the file.
+        about: Description of the file, to complete.
+    """
     for name in names[:MOST_TRIED]:
         backbone = _without_memory(name, about.backbone_args, bands)
         if backbone is None:
@@ -245,7 +264,8 @@ def _try_names(names: list[str], bands: int, found: Checkpoint, about: Inspected
         about.tried += 1
         try:
             unused = fit_weights(backbone, found).unexpected
-        except (ConfigError, RuntimeError):  # another network, or position embeddings of another size: no fit
+        # A ConfigError means other tensors, a RuntimeError position embeddings of another size: neither is a fit.
+        except (ConfigError, RuntimeError):
             _note_closest(name, backbone, found, about)
         else:
             about.unused = about.unused or [one for one in unused if one not in found.aside]
@@ -253,7 +273,16 @@ def _try_names(names: list[str], bands: int, found: Checkpoint, about: Inspected
 
 
 def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | None:
-    """Build a backbone with tensors that have shapes but no values; None if its constructor needs values."""
+    """Build a backbone whose tensors have shapes but no values, so that it needs no memory.
+
+    Args:
+        name: Name of the backbone.
+        options: Further arguments of the backbone.
+        bands: Number of bands of its images.
+
+    Returns:
+        The backbone; None if it cannot be built in this way, for example because its constructor needs values.
+    """
     try:
         with torch.device("meta"):
             return make_backbone(name, options, size=224, in_channels=bands, classes=2, hub=False)
@@ -262,7 +291,16 @@ def _without_memory(name: str, options: JsonObject, bands: int) -> Backbone | No
 
 
 def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: InspectedWeights) -> None:
-    """Note in `about` how a backbone differs from the weights, if it shares the most tensor names so far."""
+    """Write into `about` how a backbone differs from the weights, if it is the closest one so far.
+
+    The closest backbone has the most names of tensors in common with the weights.
+
+    Args:
+        name: Name of the backbone.
+        backbone: Backbone that the weights do not fit.
+        found: Weights as read from the file.
+        about: Description of the file, to complete.
+    """
     own, given = backbone.state_dict(), found.tensors
     shared = [one for one in given if one in own]
     if shared and (about.closest is None or len(shared) > about.closest.shared):
@@ -277,7 +315,10 @@ def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: Inspe
 
 
 def _candidates(found: Checkpoint) -> list[str]:
-    """List backbones whose first layer has the same name as in the file, the likeliest first."""
+    """Return the names of backbones that the weights may fit, the likeliest first.
+
+    Their first layer has the same name as in the file, and the names of their tensors are the most similar ones.
+    """
     from timm.models import get_pretrained_cfg
 
     kernel = next((name for name, value in found.tensors.items() if value.ndim == 4), "")
@@ -288,7 +329,7 @@ def _candidates(found: Checkpoint) -> list[str]:
         likely = [name for name in names if kernel in _first_layers(get_pretrained_cfg(name, True))]
         if not likely or (found.arches and not any(name.startswith(found.arches) for name in likely)):
             continue
-        # Build only one backbone of each family, to save time: names of tensors hardly differ inside a family.
+        # Build only one backbone of each module of timm, to save time: inside a module, tensors have similar names.
         one = _without_memory(min(likely, key=lambda name: (name.startswith("test_"), len(name))), {}, 3)
         if one is not None:
             own = frozenset(re.sub(r"\d+", "#", name) for name in one.state_dict())
@@ -312,7 +353,7 @@ def _candidates(found: Checkpoint) -> list[str]:
 
 
 def _families() -> Iterator[tuple[str, list[str]]]:
-    """Yield each module of timm that defines backbones, with the names of these backbones."""
+    """Yield the name of each module of timm that defines backbones, with the names of these backbones."""
     from timm.models import list_models, list_modules
 
     for module in list_modules():
@@ -320,6 +361,6 @@ def _families() -> Iterator[tuple[str, list[str]]]:
 
 
 def _first_layers(config: object) -> list[str]:
-    """List the names of the weights that read an image's bands, from timm's configuration of a backbone."""
+    """Return the names of a backbone's weight tensors that read the image's bands, from timm's `config` of it."""
     first = getattr(config, "first_conv", None)
     return [f"{one}.weight" for one in (first if isinstance(first, tuple | list) else [first]) if one]

@@ -1,4 +1,4 @@
-"""Probe given weights without a run: k-NN and a linear layer on the frozen features of a store's patches."""
+"""Probe weights that come from no run: score k-NN and a linear layer on their frozen features of a store's patches."""
 
 import hashlib
 import json
@@ -37,13 +37,14 @@ SECTIONS = ("data", "model", "evaluation")
 
 @dataclass(frozen=True)
 class WeightsProbe:
-    """Hold the data and the network of a probe of given weights.
+    """Hold the opened data and the network with which `probe_weights` scores given weights.
 
     Attributes:
         recipe: Recipe with the data, the network and the settings of the probe.
         data: Open store and its split.
-        space: Classes and kind of task.
-        targets: [store rows, decisions] choice ids of all patches.
+        space: Classes of the task, and whether it is single-label or multi-label.
+        targets: Labels of all patches of the store: [rows, 1] class ids (single-label) or [rows, classes] zeros and
+            ones (multi-label); `IGNORED` if unknown.
         encoder: Network with the weights, in evaluation mode.
         scaling: Numbers that scale the images.
     """
@@ -71,11 +72,11 @@ def probe_weights(
         weights: Weights to probe: a value of `model.weights`.
         store: Path or URL of a store with labels.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
-        seed: Seed of the draw of labels, of the new layer and of its batches.
+        seed: Seed of the random choice of labels, of the new layer and of its batches.
         overrides: Changes of the form `key=value`. Keys such as `model.backbone` or `data.split` are those of a recipe.
             Others, such as `epochs`, are those of its section `probe`.
-        out: File of the scores; None is `probe-<backbone>-<number>-s<seed>.json` in the current
-            folder. The number differs if the store, the weights, the labels or a setting differ.
+        out: File of the scores; None is `probe-<backbone>-<number>-s<seed>.json` in the current folder. The number
+            differs if the store, the weights, the labels or a setting differ.
 
     Raises:
         ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
@@ -108,16 +109,23 @@ def probe_weights(
 
 
 def _request(weights: str, recipe: PretrainRecipe, labels: Sequence[str], seed: int) -> JsonObject:
-    """Return all settings of a probe. Two probes with equal settings may share a file."""
+    """Return all settings of a probe as JSON values, to write beside its scores.
+
+    A probe overwrites a file of scores only if the settings in it are equal.
+    """
     parts: JsonObject = {name: getattr(recipe, name).model_dump(mode="json") for name in (*SECTIONS, "probe")}
     return parts | {"weights": weights, "labels": [*labels], "seed": seed}
 
 
 def _refuse_other(target: Path, request: JsonObject) -> None:
-    """Check that the file to write does not exist yet, or holds scores of a probe with the same settings.
+    """Check that a probe may write its file: there is none yet, or it has the scores of a probe with equal settings.
+
+    Args:
+        target: File to write.
+        request: All settings of the probe.
 
     Raises:
-        RunError: The file holds something else.
+        RunError: The file has something else in it.
     """
     if not is_there(target):
         return
@@ -133,7 +141,7 @@ def _refuse_other(target: Path, request: JsonObject) -> None:
 
 
 def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
-    """Open the store, load the weights into their network, and return all that the probe needs.
+    """Open the store and load the weights into their network; return both with the labels and settings of the probe.
 
     Raises:
         ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
@@ -158,7 +166,15 @@ def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
 
 
 def _defaults(weights: str, path: str, tree: Tree) -> Tree:
-    """Return values of recipe keys that follow from the store and the weights: labels, image size, backbone."""
+    """Return the values of recipe keys that the user need not give, because the store and the weights imply them.
+
+    These are the labels (if the store has one set of them), the image size and the backbone.
+
+    Args:
+        weights: Weights to probe: a value of `model.weights`.
+        path: Path or URL of the store.
+        tree: Values that the user gave. A backbone among them is not looked up.
+    """
     store = Store.open(path)
     sets = list(store.label_sets)
     side = max(group.height for group in store.groups.values())
@@ -173,7 +189,10 @@ def _defaults(weights: str, path: str, tree: Tree) -> Tree:
 
 
 def backbone_of(weights: str) -> str:
-    """Return timm's name of the network that the given weights belong to.
+    """Return timm's name of the network to which weights belong, as their tag or file says it.
+
+    Args:
+        weights: A value of `model.weights`, such as `timm:NAME`.
 
     Raises:
         ConfigError: The weights do not exist, or do not say their network.
