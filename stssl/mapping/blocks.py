@@ -218,7 +218,7 @@ class BlockPredictor:
 
     @torch.inference_mode()
     def predict(self, given: BlockInput, progress: OnWindows | None = None) -> BlockResult:
-        """Compute and return the class probabilities of a block's windows. Windows in which a band is unmeasured get 0.
+        """Return the class probabilities of a block's windows, and which windows and pixels are measured.
 
         Args:
             given: Values of the block, as `read` returns them.

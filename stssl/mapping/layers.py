@@ -89,11 +89,11 @@ class Layer:
     pieces: tuple[Piece, ...]
 
     def own_row(self, row: float) -> int:
-        """Return the row of this layer that begins nearest to a row of the scene."""
+        """Return the row of this layer that begins nearest to a row of the scene (in its finest pixels)."""
         return round((row - self.row) / self.rows)
 
     def own_column(self, column: float) -> int:
-        """Return the column of this layer that begins nearest to a column of the scene."""
+        """Return the column of this layer that begins nearest to a column of the scene (in its finest pixels)."""
         return round((column - self.column) / self.columns)
 
 
@@ -155,7 +155,7 @@ class LayerReader:
         return Region(inner.values[chosen], measured)
 
     def _inner(self, layer: Layer, top: int, left: int, bottom: int, right: int) -> Region:
-        """Read a rectangle inside a layer from all files that it touches."""
+        """Return the values of a rectangle inside a layer, from all files that have a part of it."""
         whole = self._whole(layer, FileWindow(left, top, right - left, bottom - top))
         if whole is not None:
             return Region(whole, None)

@@ -46,7 +46,7 @@ class MapBands:
         return int(self.nodata) - 1
 
     def encoded(self, values: Floats, there: NDArray[np.bool_]) -> AnyArray:
-        """Convert the probabilities of a rectangle to the values [bands, h, w] that the map stores.
+        """Convert the probabilities of a rectangle to the values [bands, h, w] that the map stores, and return them.
 
         Args:
             values: [h, w, C] probabilities.

@@ -1,4 +1,7 @@
-"""Draw the figures of a sweep's report as SVG. Dots of complete trials are filled, of trials stopped early hollow."""
+"""Draw the figures of a sweep's report as SVG.
+
+Dots of complete trials are filled. Dots of trials that were stopped early are hollow.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -59,7 +62,7 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
 
 
 def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
-    """Draw a dot for each complete trial (filled) and each stopped trial (hollow). A point is (x, trial, y)."""
+    """Draw a dot for each complete trial (filled) and stopped trial (hollow). `points` has (x, trial, y) of each."""
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:

@@ -1,4 +1,7 @@
-"""Train a sweep's best recipes again with new seeds, choose the winner by validation, and score it once on test."""
+"""Train a sweep's best recipes again with new seeds, choose the winner on validation, and score it on test patches.
+
+The base recipe is trained and scored in the same way, for comparison.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -62,8 +65,8 @@ class Confirmation:
 
     Attributes:
         seeds: Seeds of the new runs. Each seed also chooses which patches are labeled.
-        candidates: Candidates with at least one finished run, best first: few failed seeds count more than a good mean
-            on validation. The base recipe is one of them if it has a finished run.
+        candidates: Candidates with at least one finished run, maybe including the base recipe. They are sorted by
+            number of failed seeds, then by mean score on validation, best first.
         looks: Records of the evaluations on test: when, and of which candidates.
     """
 
@@ -144,7 +147,7 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     ended = [one for one in found if one.validation[config.metrics[0]]]
     if not ended:
         raise RunError(f"no run with another seed came to its end; see {below(book.sweep.place, CONFIRM)}/*/failed.txt")
-    # Put candidates without failed seeds first: the mean of the others leaves out the failed seeds, which may flatter.
+    # Put candidates without failed seeds first: the mean of the others leaves out failed seeds and may be too good.
     ended.sort(key=lambda one: (one.failed, -sign * mean(one.validation[config.metrics[0]])))
     chosen = [*ended[:1], *(one for one in ended[1:] if one.name == BASE)]
     looks = _test(book, chosen, runs)

@@ -145,7 +145,10 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """Return the names of a section's kinds, such as all algorithms. Leave out sites that the backbone lacks."""
+        """Return the names of a section's kinds, such as all algorithms.
+
+        Leave out injection sites (places where metadata enters a network) that the recipe's backbone does not have.
+        """
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
             return names

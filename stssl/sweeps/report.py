@@ -130,7 +130,7 @@ def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 def _importances(book: Book, metric: int) -> dict[str, float]:
     """Compute how important each searched key is for one metric, by PED-ANOVA (arXiv:2304.10255).
 
-    Return a share from 0 to 1 for each key, or an empty mapping if the trials do not allow to compute it.
+    Return a share from 0 to 1 for each key, or an empty mapping if it cannot be computed from the trials.
     """
     import warnings
 
@@ -245,7 +245,9 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
 
 
 def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
-    """Return an HTML table with one row for each mapping in `lines`. Leave out the column `run` and empty columns.
+    """Return an HTML table with one row for each mapping in `lines`.
+
+    Leave out the column `run`, and columns in which all values are None.
 
     Args:
         lines: Values of each row by the name of the column.

@@ -65,8 +65,8 @@ def storage_of(url: str) -> "BaseStorage":
         raise ConfigError(f"study: '{shown}' is not sqlite:///FILE, postgresql://USER@HOST/NAME or journal:FILE")
     if kind in ("postgresql", "postgres"):
         url = f"postgresql+psycopg:{rest}"
-    # SQLite gives up on a locked file after 5 seconds by default. A server may close a connection between two
-    # validations: the ping before each use finds this.
+    # Let SQLite wait for a file that another process has locked: by default, it gives up after 5 seconds. Ping a server
+    # before each use, because it may have closed the connection since the last validation.
     options: JsonObject = {"connect_args": {"timeout": LOCKED_S}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         with study_errors(url, opening=True):

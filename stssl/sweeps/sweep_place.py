@@ -40,7 +40,7 @@ class SweepPlace:
     """
 
     def __init__(self, place: str) -> None:
-        """Set the place by its path or URL. Create and fetch nothing yet."""
+        """Set the path or URL of the sweep's folder. Create and fetch nothing yet."""
         self.place = place
         self.mirror: Mirror | None = mirror_of(place) if is_url(place) else None
         self.folder = Path(place) if self.mirror is None else self.mirror.folder

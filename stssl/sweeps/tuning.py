@@ -109,7 +109,8 @@ class StudySearcher(Searcher):
             why = str(error)
             self._end(trial_id, lambda trial: self.book.fail(trial, why), f"failed: {why}")
             return self._next(trial_id)
-        # Remove the reason of an earlier failure, which a killed start may have left: this trial would count as failed.
+        # Remove the file with the reason of an earlier failure, which a killed start may have left. Otherwise, the
+        # trial would count as failed.
         forget_failure(self._place(trial.number))
         # Send the study before the trial starts. If this process dies, the next start must know the trial: otherwise,
         # another trial would get the same number, and so the same run folder.
@@ -140,7 +141,7 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: JsonObject | None = None, error: bool = False) -> None:
         """Record in the study how a trial ended: with scores, stopped early, or failed for a reason.
 
-        Record no end if the trial can go on later: the time is over, or its driver process died for the first times.
+        Record no end if the trial can go on later: the time is over, or its driver process died and starts again.
 
         Args:
             trial_id: Tune's name of the trial.

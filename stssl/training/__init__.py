@@ -1,8 +1,9 @@
-"""Train the networks of a recipe: the loop, its state and checkpoints, the run's folder, and the launch on Ray.
+"""Train the networks of a recipe, save the run in a folder, and load it again.
 
-`launch.run` trains a recipe to its end. `loop` is the training loop. `state` holds what one rank trains with. `task` is
-the base of `teacher_student_task` and `contrastive_task`, one for each kind of run. `run_folder`, `run_files`,
-`checkpoints` and `journal` keep a run on disk. `trained_run` loads it again.
+`launch.run` trains a recipe to its end, in this process or on Ray. `loop` is the training loop. `state` builds the
+networks, data and optimizer of one rank (training process). `task` is the base of `teacher_student_task` and
+`contrastive_task`, one for each kind of run. `run_folder`, `run_files`, `checkpoints` and `journal` write a run to
+disk. `trained_run` loads it again.
 
 A module imports only modules to its right: `launch` > `loop` > `state` > tasks > `journal` > `run_folder` >
 `checkpoints` > `run_files`.

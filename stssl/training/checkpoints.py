@@ -1,8 +1,8 @@
 """Write and read checkpoints: each is one file, written whole or not at all, and checked when read.
 
-`last.pt` is the newest checkpoint, `previous.pt` the one before it. Each holds everything that exact resume needs.
-`best.pt` is a copy of the checkpoint with the best validation score. A file holds the bytes of `torch.save`, their
-BLAKE2b-128 digest, and a mark. The digest and the mark show whether the file is truncated or damaged.
+`last.pt` is the newest checkpoint, `previous.pt` the one before it. Each has all that a run needs to resume exactly.
+`best.pt` is a copy of the checkpoint with the best validation score. A file has the bytes of `torch.save`, their
+BLAKE2b-128 digest, and a mark of its format. Digest and mark show whether the file is truncated or damaged.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ class CheckpointState(TypedDict):
         progress: Fields of `RunProgress`.
         step: State dict of the training step: networks, averages, and buffers of the algorithm.
         optimizer: State dict of the optimizer.
-        ranks: [ranks, values] running BatchNorm statistics of each rank, if the run has several ranks: the
-            statistics of ranks differ between validations.
+        ranks: [ranks, values] running BatchNorm statistics of each rank (training process). Only a run with several
+            ranks has this key, because their statistics differ between validations.
     """
 
     recipe: str
@@ -58,11 +58,11 @@ class CheckpointState(TypedDict):
 
 
 class UnusableError(RunError):
-    """Report a checkpoint that is missing, damaged, or written by another run, program or version."""
+    """Error for a checkpoint that is missing, damaged, or written by another run, program or version."""
 
 
 def write_state(state: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint file. If the process dies meanwhile, `path` still holds the whole old file, or no file.
+    """Write a checkpoint file. If the process dies meanwhile, the old file at `path` stays whole, or there is no file.
 
     Raises:
         RunError: The file could not be written. The message says why, and how much disk space is free.
@@ -78,7 +78,7 @@ def write_state(state: Mapping[str, object], path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, object]:
-    """Read a checkpoint file onto the CPU. Read only tensors and plain values, and run no code from the file.
+    """Read a checkpoint file, and return its content with tensors on the CPU. No code from the file is run.
 
     Raises:
         UnusableError: The file is missing, truncated, damaged, or written by another program or version.
@@ -111,7 +111,7 @@ def _shown(mark: bytes) -> str:
 
 
 def require_state(state: Mapping[str, object], path: Path, recipe: str | None = None) -> CheckpointState:
-    """Check that the contents of a checkpoint file are the state of a run.
+    """Check that the contents of a checkpoint file are the state of a run, and return them as its state.
 
     Args:
         state: Contents of the file.
@@ -119,7 +119,7 @@ def require_state(state: Mapping[str, object], path: Path, recipe: str | None = 
         recipe: Hash of the recipe that the run must have; None accepts any run.
 
     Raises:
-        UnusableError: The file holds no state, the state of another run, or the state of a release that is too old.
+        UnusableError: The file has no state, the state of another run, or the state of a release that is too old.
     """
     problem = version_problem(f"the checkpoint {path}", state.get("written_by"))
     if problem:
@@ -159,7 +159,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, remote: RemoteCheckpoints | None = None) -> None:
-        """Use `folder` for the checkpoints, and in an object store. The first write creates the folder."""
+        """Store where the checkpoints lie: in `folder`, and in an object store if `remote` is given. Write nothing."""
         self.folder, self.remote = folder, remote
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -169,7 +169,7 @@ class Checkpoints:
         return self.folder / f"{name}.pt"
 
     def begin_sending(self) -> None:
-        """Fetch the checkpoints from the object store, and prepare to send new ones. Do nothing on a disk."""
+        """Fetch the checkpoints from the object store, and prepare to send new ones. Do nothing for a run on a disk."""
         if self.remote is not None:
             self.remote.begin()
 
@@ -181,7 +181,7 @@ class Checkpoints:
             best: True to write the copy as `best`, too.
 
         Raises:
-            StsslError: The earlier write of the thread failed.
+            StsslError: The thread could not write the checkpoint of an earlier call.
         """
         self.wait()
         copy = cast(CheckpointState, _copied(state))  # a copy has the same types as the original
@@ -192,7 +192,7 @@ class Checkpoints:
         try:
             last, fresh = self.path("last"), self.path("fresh")
             write_state(state, fresh)
-            # A kill between any two of these lines must leave `last` or `previous` whole.
+            # Replace files in this sequence, so that a kill between any two lines leaves `last` or `previous` whole.
             if last.exists():
                 _replace_by_link(last, self.path("previous"))
             fresh.replace(last)
@@ -201,11 +201,11 @@ class Checkpoints:
             sync_folder(self.folder)
             if self.remote is not None:
                 self.remote.send(best)
-        except BaseException as error:  # a thread's error would be lost: `wait` raises it in the training thread
+        except BaseException as error:  # store it for `wait`, which raises it: the training thread does not see it here
             self._error = error
 
     def wait(self) -> None:
-        """Wait until the writing thread has written its checkpoint, to disk and to the object store.
+        """Wait until the writing thread has written its checkpoint to the disk and, if there is one, the object store.
 
         Raises:
             StsslError: The write failed. The message says why.
@@ -218,14 +218,14 @@ class Checkpoints:
             raise _unwritten(self.folder, error) from error
 
     def exist(self) -> bool:
-        """Return True if the run has a checkpoint `last` or `previous`. Fetch none from an object store."""
+        """Return True if the run has the checkpoint `last` or `previous`. Do not fetch them from an object store."""
         names = ("last", "previous")
         if self.remote is not None:
             return self.remote.any_committed(*names)
         return any(is_there(self.path(name)) for name in names)
 
     def has(self, name: str) -> bool:
-        """Return True if the run has this checkpoint: `last`, `previous` or `best`. Fetch it from an object store."""
+        """Return True if the run has the checkpoint `name`. If the run lies in an object store, fetch its file."""
         if self.remote is not None:
             self.remote.fetch(name)
         return is_there(self.path(name))
@@ -243,9 +243,9 @@ class Checkpoints:
             write_state(state, self.path("best"))
 
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
-        """Yield path and state of each existing checkpoint, newest first.
+        """Yield path and state of the checkpoints `last` and `previous`, if they exist.
 
-        For a damaged checkpoint, yield its error in place of the state.
+        For a checkpoint that cannot be used, yield the error instead of the state.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -258,7 +258,7 @@ class Checkpoints:
                     yield path, error
 
     def best(self, recipe: str | None = None) -> CheckpointState:
-        """Read the best checkpoint. If its file is lost, read an identical copy (`last` or `previous`), with a warning.
+        """Return the state of the best checkpoint. If its file is lost, use `last` or `previous` if it is the same one.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -276,9 +276,9 @@ class Checkpoints:
             return state
 
     def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
-        """Find out if `last` or `previous` is the same checkpoint as `best`.
+        """Find out if `last` or `previous` is the same checkpoint as `best`: it has the step of the best score.
 
-        Return the name and the state of this checkpoint; "" and None if neither is a copy.
+        Return its name and its state. Return "" and None if neither is the same.
         """
         with contextlib.suppress(UnusableError):
             last = self.read("last", recipe)
@@ -291,7 +291,7 @@ class Checkpoints:
         return "", None
 
     def read(self, name: str, recipe: str | None) -> CheckpointState:
-        """Read one checkpoint. Fetch it from an object store.
+        """Return the state of one checkpoint. If the run lies in an object store, fetch the file first.
 
         Args:
             name: `last`, `previous` or `best`.
@@ -305,23 +305,24 @@ class Checkpoints:
 
 
 def no_usable_checkpoint(problems: list[str], run: str) -> RunError:
-    """Return the error for a run without a usable checkpoint; `problems` has one sentence for each damaged one."""
+    """Return the error for a run without a usable checkpoint. `problems` has a sentence for each damaged checkpoint."""
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
 def _unwritten(folder: Path, error: BaseException) -> StsslError:
-    if isinstance(error, DataError | OtherWriterError):  # the object store's own message; some allow another try
+    # Do not wrap an error of the object store: it has its own message, and callers may try again after some of them.
+    if isinstance(error, DataError | OtherWriterError):
         return error
     reason = cannot_write(folder, error) if isinstance(error, OSError) else f"{error}"
     return RunError(f"could not write a checkpoint: {reason}")
 
 
 def export_weights(checkpoints: Checkpoints, prefix: str, name: str, entries: Mapping[str, str]) -> Path:
-    """Write the weights of one network from the best checkpoint as `<name>.safetensors`, into the same folder.
+    """Write the weights of one network in the best checkpoint as `<name>.safetensors`, into the checkpoints' folder.
 
     Args:
         checkpoints: Checkpoints of the run.
-        prefix: Start of the names of the network's weights in the state dict. The names in the file lack it.
+        prefix: Start of the names of the network's weights in the state dict. Names in the file have no prefix.
         name: Name of the file, without its ending.
         entries: Further entries of the file's header.
 
@@ -365,7 +366,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 
 
 def _copied(value: object) -> object:
-    """Copy a tree of dicts, lists, tuples, tensors and plain values to host memory."""
+    """Return a copy in host memory of nested dicts, lists and tuples of tensors and plain values."""
     if isinstance(value, Tensor):
         # Copy tensors even if they are on the CPU: the next step changes them while the thread writes the copy.
         return value.detach().to("cpu", copy=True)

@@ -72,22 +72,23 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
 
     @classmethod
     def check(cls, recipe: PretrainRecipe) -> list[str]:
-        """Check before a run starts that data and network fit the recipe. Train nothing. Return lines for the user."""
+        """Check before a run starts that data and network fit the recipe. Return lines that say what it trains on."""
         return check_pretraining(recipe)
 
     def batch(self, raw: RawPairs) -> Pairs:
-        """Turn stored patches into pairs of augmented views: a query and a key."""
+        """Turn stored patches into pairs of augmented views (a query and a key), and return them."""
         made: Pairs = self.make_pairs(raw)
         return made
 
     def validate(self, progress: Progress) -> Validation:
-        """Score the features: classify validation patches by their nearest training patches (k-NN).
+        """Score the encoder's features: classify validation patches by their nearest training patches (k-NN).
 
-        The scores only inform users. They do not choose the best checkpoint, because pretraining must not use labels.
-        The newest checkpoint with finite weights is the best. If the store has no labels, the scores are empty.
+        The scores only inform users. They do not choose the best checkpoint, because pretraining must not use labels:
+        the newest checkpoint with finite features counts as the best. If the store has no labels or the data has no
+        validation patches, the scores are empty.
 
         Args:
-            progress: The last step that was taken.
+            progress: The last step that was taken. It is not used.
         """
         average_batchnorm(self.step)
         if not self.data.store.label_sets or not len(self.data.split.validation):
@@ -117,10 +118,7 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         return encoder
 
     def _finite(self) -> bool:
-        """Return True if the network computes finite features for a few training patches.
-
-        If not, the weights are useless.
-        """
+        """Return True if the encoder computes finite features for a few training patches, so its weights are usable."""
         encoder, rows = self._encoder(), self.data.split.train[:CHECKED_ROWS]
         with evaluating(encoder):
             found = features_of_rows(encoder.features, self.data, self.pixels, rows, CHECKED_ROWS)
@@ -132,13 +130,16 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         export_weights(checkpoints, QUERY, "encoder", {KEY: description.text()})
 
     def about(self) -> JsonObject:
-        """Describe the store and its parts, for the run's record; `true_pairs` is the share of paired patches."""
+        """Return a description of the store and of the sizes of its parts, for the run's record.
+
+        `true_pairs` is the share of training patches that can be paired with another patch of the same place.
+        """
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
         return self.data.about(world_size()) | {"true_pairs": share} | self.start.about()
 
 
 class PairMaker(nn.Module):
-    """Turn pairs of stored patches into augmented, normalized views on the device."""
+    """Turn pairs of stored patches into augmented, normalized views on the device of the networks."""
 
     def __init__(
         self, recipe: PretrainRecipe, data: PixelData, memory: torch.memory_format, scaling: ChosenScaling
@@ -152,7 +153,7 @@ class PairMaker(nn.Module):
             scaling: Numbers that scale the images.
         """
         super().__init__()
-        # Cut crops at the stored size and resize them after it: small crops then keep their detail.
+        # Cut crops out of images of the stored size, and resize only the crops: small crops then keep their detail.
         side = max(group.height for group in data.store.groups.values() if set(group.bands) & set(recipe.data.bands))
         size = max(side, recipe.model.image_size)
         self.pixels: PixelScaler = build_pixels(recipe.data, size, data, memory, scaling)
@@ -160,10 +161,11 @@ class PairMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Make two views of each pair, query and key, with the crops, flips and colors that the loader drew."""
+        """Return two augmented views of each pair (query and key). The loader has chosen crops, flips and colors."""
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
-        # If each patch is its own partner, the loader reads it once. Both slices then hold the same images.
+        # Take queries from the front and keys from the back. If each patch is its own partner, the loader reads it only
+        # once, so both slices have the same images.
         views: list[Tensor] = []
         for part, draw in zip((images[: len(raw.rows)], images[-len(raw.rows) :]), raw.draws, strict=True):
             views.append(self.pixels.normalize(apply_pretrain_view(part, draw.to(device), self.size)))
@@ -172,7 +174,9 @@ class PairMaker(nn.Module):
 
 
 def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
-    """Group training patches by place, to find partners. Return None if each patch is its own partner.
+    """Group training patches by place, so that patches of one place can form pairs. Return the groups.
+
+    Return None if the recipe makes each patch its own partner.
 
     Raises:
         ConfigError: The store does not say which patches show the same place.
@@ -188,7 +192,10 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
 
 
 def _build_step(recipe: PretrainRecipe, data: PixelData, first: FirstWeights) -> ContrastiveStep:
-    """Build encoders, queue and heads of pretraining as one module, with random weights from the recipe's seed."""
+    """Build encoders, queue and heads of pretraining as one module. `first` has weights for the backbone to start from.
+
+    Other weights are random; the recipe's seed determines them.
+    """
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext
     encoder = build_encoder(recipe.model, len(recipe.data.bands), pretext.projection, pretext.mlp, first)
@@ -202,7 +209,7 @@ def _build_step(recipe: PretrainRecipe, data: PixelData, first: FirstWeights) ->
 def build_encoder(
     model: BackboneConfig, bands: int, projection: int, mlp: bool, first: FirstWeights | None = None
 ) -> PretrainEncoder:
-    """Build a backbone, and the projection that maps its features to the vectors of the contrastive loss.
+    """Return a backbone with a projection that maps its features to the vectors of the contrastive loss.
 
     Args:
         model: Backbone, image size and initial weights.
@@ -225,11 +232,11 @@ def build_encoder(
 def check_pretraining(recipe: PretrainRecipe) -> list[str]:
     """Check before a run starts that data and network fit the recipe.
 
-    Log a warning if the queue is longer than the training part, or if the size
-    of a part (training, validation, test) is far from what the recipe asks for.
+    Log a warning if the queue is longer than the number of training patches, or if the size of a part of the data
+    (training, validation, test) is far from what the recipe asks for.
 
     Returns:
-        Lines for the user on what the run trains on: patches of each part, and bands.
+        Lines for the user on what the run trains on: number of patches in each part of the data, and bands.
 
     Raises:
         ConfigError: Data or network do not fit the recipe. The message says what would fit.
@@ -255,7 +262,7 @@ def check_pretraining(recipe: PretrainRecipe) -> list[str]:
         )
     if not isinstance(recipe.pretext.geo, NoGeoConfig):
         known_places(data.metadata[torch.from_numpy(data.split.train)], getattr(recipe.pretext.geo, "k", 1))
-    # Leave out weights of a hub: they would be downloaded, and this check must work offline.
+    # Check the network without pretrained weights if these would have to be downloaded: this check must work offline.
     model = recipe.model.model_copy(update={} if checkable(recipe) else {"weights": "none"})
     bands, size = len(recipe.data.bands), recipe.model.image_size
     first = first_weights_of(model, recipe.data.bands)

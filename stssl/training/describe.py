@@ -43,7 +43,7 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
     Args:
         recipe: Recipe of the run.
         data: Data of the run.
-        pixels: Scaler of the run.
+        pixels: Scaler from stored bands to images.
         cdmad: True if the student's logits are corrected by those of a blank image.
     """
     model, names = recipe.model, data.space.classes
@@ -76,7 +76,7 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
     Args:
         recipe: Recipe of the run.
         data: Data of the run.
-        pixels: Scaler of the run.
+        pixels: Scaler from stored bands to images.
     """
     return ModelDescription(
         network=NetworkDescription(
@@ -92,13 +92,16 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
 
 
 def _groups(recipe: RunRecipe, data: PixelData) -> dict[str, BandGroup]:
-    """Return, for each band of a recipe, the group of bands that shares its pixel array in the store."""
+    """Return for each band of a recipe its group: the bands that the store has in the same pixel array."""
     own = {band: group for group in data.store.groups.values() for band in group.bands}
     return {band: own[band] for band in recipe.data.bands}
 
 
 def _about(data: PixelData, group: BandGroup, key: str) -> float | None:
-    """Return the number under `key` in the description of a pixel array; None if it is missing or not positive."""
+    """Return the number under `key` in the store's description of a pixel array; None if it is missing or not positive.
+
+    The array is that of the band group `group`.
+    """
     value = data.store.description.about(group.name).get(key)
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
@@ -155,7 +158,7 @@ def _training(recipe: RunRecipe, data: PixelData, labeled: int | None) -> Traini
 
 
 def _shared_recipe(recipe: RunRecipe) -> JsonObject:
-    """Return the recipe without the names of this machine's folders: the file may be published."""
+    """Return the recipe's values without the names of this machine's folders, because the file may be published."""
     tree = recipe.identity()
     for part, key in (("data", "store"), ("model", "weights"), ("labels", "list")):
         section = tree.get(part)
@@ -167,7 +170,9 @@ def _shared_recipe(recipe: RunRecipe) -> JsonObject:
 
 
 def take_samples(data: PixelData, description: ModelDescription) -> Samples:
-    """Read a few validation patches (training patches if there are none), and the places of training patches.
+    """Read a few sample patches, and return them with the places of training patches.
+
+    The samples are validation patches, or training patches if there are no validation patches.
 
     Args:
         data: Data of the run.
@@ -193,7 +198,7 @@ def on_grid(images: Tensor, side: int) -> Tensor:
 
 
 def training_places(data: PixelData) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Return latitude and longitude [n, 2] in degrees of the training patches with a place."""
+    """Return latitude and longitude, [n, 2] in degrees, of those n training patches whose place is known."""
     table = data.metadata[torch.from_numpy(data.split.train)][:, :2]
     found = table[torch.isfinite(table).all(1)].numpy().astype(np.float32)
     return found.reshape(-1, 2)

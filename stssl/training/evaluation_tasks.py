@@ -15,7 +15,9 @@ _RETRIES = 3
 
 
 def predict_on_ray(workers: int) -> Elsewhere:
-    """Return a function that computes the logits of a run on Ray workers, each on one CPU, and one GPU if Ray has some.
+    """Return a function that computes the logits of a run on Ray workers.
+
+    Each worker uses one CPU. It also uses one GPU, if Ray has GPUs and the user did not ask for the CPU.
 
     Args:
         workers: Number of workers. `RAY_ADDRESS` names a cluster; without it, Ray starts on this machine.
@@ -32,7 +34,7 @@ def predict_on_ray(workers: int) -> Elsewhere:
             try:
                 parts: list[dict[str, torch.Tensor]] = ray.get(shares)
             except ray.exceptions.RayTaskError as error:
-                # Ray's error includes the worker's traceback, but the message of a user's mistake should be one line.
+                # Raise the worker's own error if a user's mistake caused it: Ray's error has a traceback of many lines.
                 raise (error.cause if isinstance(error.cause, StsslError) else error) from None
             except ray.exceptions.RayError as error:
                 words = " ".join(str(error).split())[:300]
@@ -43,7 +45,10 @@ def predict_on_ray(workers: int) -> Elsewhere:
 
 
 def _task(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Compute one worker's share of a run's logits, inside a Ray worker."""
+    """Compute, inside a Ray worker, the logits of this worker's share of patches. Return them by network.
+
+    `share` is the number of the worker, counted from 0, and the number of workers.
+    """
     torch.set_num_threads(1)
     if not is_url(asked.path) and not Path(asked.path).exists():
         raise RunError(f"{asked.path} is not there on {socket.gethostname()}: all nodes must see the run and its store")

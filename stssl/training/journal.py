@@ -15,7 +15,7 @@ from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Define the interface of outputs (TensorBoard, MLflow, Ray) that get the same metrics as the run's own file."""
+    """Define the interface of outputs that get a run's metrics besides its own file: TensorBoard, MLflow and Ray."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write a row of metrics.
@@ -101,7 +101,7 @@ class MlFlow:
     """Write metrics to MLflow, on a tracking server or in a folder. A resumed run continues its MLflow run."""
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, uri: str) -> None:
-        """Find this run in MLflow by the recipe's hash and the run's folder, or create it there.
+        """Find this run in MLflow by the recipe's hash and the run's folder, or create it in MLflow.
 
         Args:
             folder: Folder of the run.
@@ -126,7 +126,8 @@ class MlFlow:
         tags = {"recipe": recipe.hash(), "folder": folder.place}
         self.run = self.client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
         for key, value in flatten(recipe.tree()):
-            self.client.log_param(self.run, key, str(value)[:500])  # older servers refuse longer values
+            # Cut the text: older servers refuse values of more than 500 characters.
+            self.client.log_param(self.run, key, str(value)[:500])
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log each value as one metric `<kind>.<name>`.
@@ -152,13 +153,13 @@ class Journal:
     """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
-        """Open all outputs, and delete rows after `step` steps, which an interrupted run wrote: training repeats them.
+        """Open all outputs. Delete metrics of steps after `step`, because a resumed run takes these steps again.
 
         Args:
             folder: Folder of the run.
-            recipe: Recipe of the run. Its section `logging` chooses the sinks.
+            recipe: Recipe of the run. Its section `logging` chooses TensorBoard and MLflow.
             writes: True to write; False makes a journal that does nothing.
-            step: Number of steps taken.
+            step: Number of steps that the run has taken so far.
 
         Raises:
             ConfigError: The recipe asks for MLflow, but MLflow is not installed.
@@ -194,7 +195,7 @@ class Journal:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: Mapping[str, object]) -> None:
-        """Append a row to `file` in the run's folder, which has one JSON object in each line, as `metrics.jsonl` has.
+        """Append a row to `file` in the run's folder, as one line of JSON. Only rank 0 writes it.
 
         Raises:
             RunError: The file cannot be written.

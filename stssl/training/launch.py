@@ -35,7 +35,7 @@ def check_run(recipe: RunRecipe) -> list[str]:
     """Check before a run starts that data and networks fit the recipe. Train nothing.
 
     Returns:
-        Lines for the user on what the run trains on: patches of each part, labels and bands.
+        Lines for the user on what the run trains on: number of patches in each part of the data, labels and bands.
 
     Raises:
         ConfigError: Data or networks do not fit the recipe. The message says what would fit.
@@ -55,7 +55,7 @@ def run(
     Args:
         recipe: Recipe to train.
         watch: Called with each new row of the run's metrics.
-        report: Called with each validation's metrics, if the run trains in this process. It may raise to end the run.
+        report: Called with each validation's metrics, if this process trains. It may raise an error to end the run.
         checked: True if the caller has called `check_run` already.
 
     Returns:
@@ -75,7 +75,7 @@ def run(
             LOG.info("%s", line)
     with folder.held():
         folder.refresh()
-        # Claim the folder after the check: a recipe that cannot run must not take a name.
+        # Claim the folder only after the check: a recipe that cannot run must not reserve the name for itself.
         folder.claim(recipe)
         with watching(folder, watch):
             if recipe.launch.workers == 0:
@@ -98,9 +98,9 @@ def _train_here(recipe: RunRecipe, device: torch.device, report: Report) -> None
 
 
 def _resume(train_state: TrainState) -> None:
-    """Resume this rank from the last checkpoint.
+    """Load the newest usable checkpoint of the run into this rank (training process).
 
-    Rank 0 logs damaged checkpoints, and a line with the network and its device.
+    Rank 0 logs damaged checkpoints, and a line with the run and its device.
     """
     problems = train_state.resume()
     if rank() == 0:
@@ -140,12 +140,12 @@ def _train_on_ray(recipe: RunRecipe) -> None:
                 **_quiet(),
             ),
         )
-        # Install no handler of Ctrl-C by Ray: it ends the process with exit code 0, as if the run had succeeded.
+        # Keep Ray from handling Ctrl-C: its handler ends the process with exit code 0, as if the run had succeeded.
         trainer._register_sigint_handler = lambda controller: None
         try:
             with passing_signals(Post(start)):
                 trainer.fit()
-        # Ray Train has no common class of errors, and raises the workers' own errors too.
+        # Catch every error: those of Ray Train have no common class, and it raises the workers' own errors, too.
         except Exception as error:
             raise _reason(error) from error
 
@@ -154,13 +154,13 @@ def _quiet() -> dict[str, Any]:
     """Return options of Ray's `RunConfig` that hide messages of Ray Train below the level of warnings."""
     import ray.train
 
-    # Early releases of Ray Train 2 lack the class `LoggingConfig`.
+    # Look the class up by name, because early releases of Ray Train 2 do not have it.
     kind = getattr(ray.train, "LoggingConfig", None)
     return {"logging_config": kind(log_level="WARNING")} if kind else {}
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """Train one rank of the run on a Ray worker.
+    """Train one rank (training process) of a run on a Ray worker.
 
     Args:
         config: The recipe as plain values in `recipe`, and the name of this start of the run in `start`.
@@ -171,7 +171,7 @@ def _worker(config: dict[str, Any]) -> None:
     tree: Tree = config["recipe"]
     recipe = validate(kind_of(tree), tree, "recipe")
     folder = RunFolder.of(recipe)
-    if folder.mirror is None:  # each node reaches an object store by itself
+    if folder.mirror is None:  # only a folder on a disk may differ between nodes: all reach the same object store
         check_shared(folder.path)
     with memory_advice(recipe):
         train_state = open_train_state(recipe, get_device())
@@ -185,7 +185,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _scaling(launch: LaunchConfig) -> dict[str, Any]:
-    """Return the options of Ray's `ScalingConfig`: number of workers, or two bounds for it, and their resources."""
+    """Return the options of Ray's `ScalingConfig`: resources of a worker, and number of workers or its two bounds."""
     options = {
         "num_workers": launch.workers,
         "use_gpu": launch.gpus_per_worker > 0,
@@ -204,7 +204,7 @@ def worker_resources(launch: LaunchConfig) -> dict[str, float]:
 
 
 def worker_bundles(launch: LaunchConfig) -> list[dict[str, float]]:
-    """Return the Ray resources of each worker as a list. If the number of workers may change, use the smallest."""
+    """Return a list with the Ray resources of each worker. If their number may change, take the smallest number."""
     workers = launch.workers[0] if isinstance(launch.workers, tuple) else max(launch.workers, 1)
     return [worker_resources(launch)] * workers
 
@@ -231,7 +231,7 @@ def growing(launch: LaunchConfig) -> str:
 
 
 def _not_again() -> Any:
-    """Make a callback for Ray Train that ends the run at once if each restart would meet the same error again."""
+    """Return a callback for Ray Train that ends the run at once after an error that each restart would meet again."""
     from ray.train import UserCallback
 
     class NotAgain(UserCallback):
@@ -243,11 +243,11 @@ def _not_again() -> Any:
 
 
 def for_good(failures: Iterable[BaseException]) -> StsslError | None:
-    """Find among worker failures an error that a restart cannot cure, such as a mistake in the recipe.
+    """Find among failures of workers an error that a restart cannot cure, such as a mistake in the recipe.
 
     Returns:
-        That error; it must end the run. None if a worker or node died, or if an object store did not answer: a restart
-            may succeed. `launch.max_failures` limits the number of restarts.
+        The error, which must end the run. None if a restart may succeed, because a worker or node died or an object
+            store did not answer. `launch.max_failures` limits the number of restarts.
     """
     from ray.exceptions import RayActorError
 
@@ -259,7 +259,7 @@ def for_good(failures: Iterable[BaseException]) -> StsslError | None:
 
 
 def _own(error: BaseException) -> StsslError | None:
-    """Find the `StsslError` that Ray wrapped in its own errors; None if there is none."""
+    """Return the `StsslError` that Ray wrapped in its own errors; None if there is no such error inside."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, StsslError):
@@ -289,7 +289,7 @@ def _reason(error: BaseException) -> StsslError:
 def watching(folder: RunFolder, watch: Watch | None) -> Iterator[None]:
     """Return a context in which a thread calls `watch` with each new row of the run's metrics.
 
-    The thread reads the rows from the file, since rank 0 may run in another process or on another machine.
+    The thread reads the rows from the run's file, because another process or machine may train and write them.
     """
     if watch is None:
         yield

@@ -1,6 +1,6 @@
 """Train the networks of a run, on one rank (process) or many, and measure the steps.
 
-`train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` validates and writes a
+`train_to_end` is the loop. `train_step` takes one optimizer step. `validate_and_save` scores the networks and writes a
 checkpoint; `save` only writes one. `Meter` collects the values that steps log. `Guard` collects the steps with
 gradients that are not finite.
 """
@@ -29,12 +29,12 @@ Report = Callable[[dict[str, float | None]], None]
 
 
 class StepResult(NamedTuple):
-    """Hold the values that one training step logs, and a flag for skipped steps. All are tensors on the device.
+    """Describe the result of one training step: values to log, and a flag. All are tensors on the networks' device.
 
     Attributes:
         logs: Losses and other scalars of the step.
         norms: Gradient norm of each network before clipping, by the network's name.
-        bad: Boolean scalar: True if gradients were not finite. No weight was then changed.
+        bad: Boolean scalar: True if gradients were not finite. In that case, the step changed no weight.
     """
 
     logs: Logs
@@ -53,7 +53,7 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
     """Train from the present step to the recipe's last step, or until the score stops improving (`patience`).
 
     Args:
-        train_state: This rank's state. All ranks call this function together.
+        train_state: State of this rank (training process). All ranks call this function together.
         report: Called with each validation's metrics, on every rank.
         outside: Receiver of requests from other processes; None receives only signals to this process.
 
@@ -62,11 +62,12 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
 
     Raises:
         RunError: Gradients were not finite in more steps than the recipe allows.
-        StoppedError: A signal to any rank asked the run to end. A checkpoint of the present step is on disk.
+        StoppedError: A signal to a rank asked the run to end before its last step. It has written a checkpoint.
     """
     schedule, progress = train_state.recipe.schedule, train_state.progress
     meter = Meter(train_state)
-    # Take no step if the patience has ended: the run may have been killed just before it wrote `done.json`.
+    # Take no step if the score had already stopped improving: the run may have been killed just before it wrote
+    # `done.json`.
     validated = progress.step % schedule.evaluate_every == 0
     stop_at = progress.step if validated and progress.exhausted(schedule.patience) else schedule.steps
     notices = Notices(StopRequest(), outside or Outside(), train_state.recipe.launch.collective_timeout_s)
@@ -96,17 +97,17 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
 
 
 def train_step(train_state: TrainState, raw: object) -> StepResult:
-    """Take one optimizer step on this rank's rows of a global batch.
+    """Take one optimizer step on this rank's patches of a global batch.
 
     Args:
         train_state: This rank's state. `progress.step` is the step to take; this function does not change it.
-        raw: The rows, as the task's loader delivers them.
+        raw: The patches, as the task's loader delivers them.
 
     Returns:
-        What to log, and whether the step was bad: if gradients are not finite, the networks stay as they were.
+        Values to log, and whether the step was bad: if gradients are not finite, the networks stay as they were.
     """
     recipe, step = train_state.recipe, train_state.progress.step
-    # Seed each step: a resumed run must draw the same dropout as a run that was never interrupted.
+    # Set the seed in each step: a resumed run must get the same dropout as a run that was never interrupted.
     torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
     set_learning_rates(train_state.optimizer, step, recipe.schedule, recipe.optimizer.lr)
     train_state.optimizer.zero_grad(set_to_none=True)
@@ -114,17 +115,20 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     logs = backward(train_state, raw)
     norms = clip_gradients(train_state.task.step.networks.items(), recipe.optimizer.clip)
     bad = not_finite(norms)
-    # A fused optimizer reads this flag on the device and skips the step. The host does not wait for the flag.
+    # Set this flag, because a fused optimizer reads it on the device and skips a bad step: the host need not wait.
     train_state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # in torch, only GradScaler sets it
     train_state.optimizer.step()
-    # The forward pass has changed BatchNorm's running statistics. A bad step must not change the networks.
+    # Undo the forward pass's change of BatchNorm's running statistics: a bad step must not change the networks.
     train_state.statistics.restore(bad)
     train_state.task.step.after_optimizer(bad)
     return StepResult(logs, norms, bad)
 
 
 def backward(train_state: TrainState, raw: object) -> Logs:
-    """Compute the gradients of a batch's loss, in micro-batches if the recipe asks for them. Return values to log."""
+    """Compute the gradients of a batch's loss, in micro-batches if the recipe asks for them. Return values to log.
+
+    `raw` has this rank's patches, as the task's loader delivers them.
+    """
     batch = train_state.task.batch(raw)
     with train_state.autocast():
         parts = train_state.task.micro_batches(batch, train_state.next_step)
@@ -139,16 +143,21 @@ def backward(train_state: TrainState, raw: object) -> Logs:
 
 
 def not_finite(norms: dict[str, Tensor]) -> Tensor:
-    """Check on all ranks together if a network's gradient norm is NaN or infinite. Return a boolean scalar tensor."""
+    """Return a boolean scalar tensor: True if the gradient norm of a network is NaN or infinite.
+
+    It is the same on all ranks, because they have summed their gradients.
+    """
     return ~torch.isfinite(torch.stack(list(norms.values()))).all()
 
 
 def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
-    """Score the validation part and write a checkpoint. Write it as `best`, too, if its score is the best so far.
+    """Score the networks on the validation patches, and write a checkpoint.
+
+    Write the checkpoint as `best`, too, if its score is the best so far.
 
     Returns:
         All scores by name, and four more values. `score` chooses the best checkpoint, and `best` is the best `score` so
-        far. `step` is the number of steps taken, and `steps` the number of steps of the run.
+        far. `step` is the number of steps taken, and `steps` the number of steps of the whole run.
     """
     progress, steps = train_state.progress, train_state.recipe.schedule.steps
     with train_state.autocast():
@@ -160,7 +169,7 @@ def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
 
 
 def save(train_state: TrainState, best: bool = False) -> None:
-    """Write a checkpoint of the present step while training continues. All ranks call this together.
+    """Let a thread write a checkpoint of the present step while training continues. All ranks call this together.
 
     Args:
         train_state: This rank's state.
@@ -195,23 +204,23 @@ def save_and_stop(train_state: TrainState, notices: Notices, by: signal.Signals)
 class Meter:
     """Average the logged values of many steps, and measure throughput and the time spent waiting for data.
 
-    Values stay on the device until a row is written: at each transfer, the host must wait for the device.
+    Values stay on the device until a row of metrics is written, because the host must wait at each transfer.
     """
 
     def __init__(self, train_state: TrainState) -> None:
-        """Start the measurement with the next step."""
+        """Begin to collect and to measure with the next step."""
         self.train_state = train_state
         self.guard = Guard(train_state.recipe.compute.nonfinite_steps)
         self.restart()
 
     def restart(self) -> None:
-        """Drop the collected values, and measure time from now on. The list of steps with bad gradients stays."""
+        """Drop the collected values, and measure time from now on. Keep the list of steps whose gradients were bad."""
         self.sums: Logs = {}
         self.before: dict[str, Tensor | int] = {}
         self.steps, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, stream: Iterator[object]) -> Iterator[object]:
-        """Yield the batches of a stream, and add up the time that the loop waits for them."""
+        """Yield the batches of `stream` (the task's loader), and add up the time that the loop waits for them."""
         while True:
             start = time.perf_counter()
             raw = next(stream, None)
@@ -221,7 +230,7 @@ class Meter:
             yield raw
 
     def add(self, result: StepResult) -> None:
-        """Add the result of the current step to the running means, unless the step was left out."""
+        """Add the values of the current step to the running sums, unless the step was left out (bad gradients)."""
         self.guard.note(self.train_state.progress.step, result)
         values = result.logs | {f"gradient_norm_{name}": norm for name, norm in result.norms.items()}
         values["counted"] = torch.ones((), device=result.bad.device)
@@ -230,15 +239,15 @@ class Meter:
         counted = self.sums.get("counted", 0)
         for name, value in values.items():
             kept = torch.where(result.bad, 0.0, value)
-            # Average each value over the steps that logged it: losses on unlabeled patches begin only after a
-            # supervised start.
+            # Remember how many steps came before the first one that logged this value. Its mean must not count them:
+            # for example, losses on unlabeled patches begin only after a supervised start.
             self.before.setdefault(name, counted)
             self.sums[name] = self.sums[name] + kept if name in self.sums else kept
 
     def write(self) -> None:
-        """Write one row to the run's metrics: means over the collected steps and all ranks.
+        """Write one row to the run's metrics: means over the collected steps and all ranks. Then drop these steps.
 
-        Then drop the collected steps.
+        Write no row if all collected steps were left out.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.
@@ -251,7 +260,8 @@ class Meter:
         steps = [torch.as_tensor(counted - self.before[name]).clamp_min(1) for name in names]
         table = torch.stack([self.sums[name].float() / own for name, own in zip(names, steps, strict=True)])
         means = dict(zip(names, (sum_over_ranks(table) / world_size()).tolist(), strict=True))
-        # Divide the means: a mean of the steps' ratios would give steps with few pseudo-labels too much weight.
+        # Compute each ratio from the means: a mean of the steps' ratios would give steps with few pseudo-labels too
+        # much weight.
         for name, among in (("pseudo_precision", "pseudo_claimed"), ("pseudo_recall", "pseudo_actual")):
             if means.get(among):
                 means[name] = means["pseudo_right"] / means[among]
@@ -264,7 +274,7 @@ class Meter:
         self.restart()
 
     def write_bad_steps(self) -> None:
-        """Write the steps left out since the last call, with their patches on all ranks, to `nonfinite.jsonl`.
+        """Write the steps that were left out since the last call, with their patches, to the file `nonfinite.jsonl`.
 
         Raises:
             RunError: Gradients were not finite in more steps than the recipe allows.
@@ -289,11 +299,11 @@ class Guard:
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Keep a step's result for `bad_steps`. Reading it from the device now would make the host wait."""
+        """Store a step's result for `bad_steps`. Do not read it from the device yet, because the host would wait."""
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:
-        """Return the steps since the last call whose gradients were not finite. Read from the device only once."""
+        """Return the steps since the last call whose gradients were not finite. Read all flags in one transfer."""
         flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
         found: list[BadStep] = [
             {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}
@@ -304,7 +314,7 @@ class Guard:
         return found
 
     def stop_if_too_many(self, left_out: int, where: str, last: BadStep) -> None:
-        """Raise an error that ends the run if it left out more steps than allowed.
+        """Raise an error, which ends the run, if the run left out more steps than allowed.
 
         Args:
             left_out: Number of steps left out since the run's first start.

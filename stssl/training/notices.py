@@ -1,7 +1,7 @@
-"""Agree over all ranks (training processes) when somebody outside asks a run to save a checkpoint or to end.
+"""Pass requests from outside, to save a checkpoint or to end the run, on to all ranks (training processes).
 
-A signal, a stopped job or a node that will be taken away reaches one process only. `Notices` tells all ranks at the
-same step: a rank that left the loop by itself would let the others wait for its gradients forever.
+A signal, a stopped job or a node that will be taken away is known to one process only. `Notices` tells all ranks at the
+same step. If one rank left the loop by itself, the others would wait for its gradients forever.
 """
 
 import signal
@@ -26,7 +26,7 @@ class Outside:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Return a context in which rank 0 receives requests. Rank 0 enters it before the first step."""
+        """Return a context in which rank 0 receives requests from other processes. It lasts as long as training."""
         yield
 
     def asked(self) -> signal.Signals | None:
@@ -34,7 +34,7 @@ class Outside:
         return None
 
     def due(self) -> bool:
-        """Return True on rank 0 if all ranks must call `node_leaves` now."""
+        """Return True if rank 0 must ask all ranks to call `node_leaves` now."""
         return False
 
     def node_leaves(self) -> bool:
@@ -43,7 +43,7 @@ class Outside:
 
 
 class Notice(NamedTuple):
-    """Hold the actions that all ranks agreed on after a step.
+    """Say what all ranks must do after a step.
 
     Attributes:
         save: True to write a checkpoint and continue.
@@ -55,17 +55,18 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """Exchange a number between all ranks after each step, so that all see the same notice at the same step.
+    """Exchange a number between all ranks after each step, so that all get the same request at the same step.
 
-    The exchange runs beside the next step, in a gloo group of its own, and its result is read after that step. So
-    neither the host nor the device waits for it, and a notice comes one step late. One rank exchanges nothing.
+    The exchange runs during the next step, in a gloo group of its own, and its result is read after that step.
+    Therefore, neither the host nor the device waits for it, and a request takes effect one step late. With only one
+    rank, nothing is exchanged.
     """
 
     def __init__(self, stop: StopRequest, outside: Outside, timeout_s: int) -> None:
         """Connect the ranks. All ranks call this together.
 
         Args:
-            stop: Signals to this process.
+            stop: Recorder of signals to this process.
             outside: Receiver of requests from other processes.
             timeout_s: Seconds that a rank waits for the other ranks before it gives up.
         """
@@ -79,7 +80,7 @@ class Notices:
 
     @contextmanager
     def listening(self) -> Iterator["Notices"]:
-        """Return a context in which signals and requests from outside are recorded."""
+        """Return a context that records signals to this process and, on rank 0, requests from other processes."""
         with self.stop.listening():
             if rank():
                 yield self
@@ -88,7 +89,7 @@ class Notices:
                 yield self
 
     def after_step(self) -> Notice:
-        """Return the actions that all ranks agreed on. All ranks call this once after each step."""
+        """Return what all ranks must do now: save, end or nothing. All ranks call this once after each step."""
         number = self._own()
         if self._group is not None:
             sent, number = torch.tensor([number]), self._received()
@@ -100,7 +101,7 @@ class Notices:
         return Notice(number == _ASK and self.outside.node_leaves(), None)
 
     def _own(self) -> int:
-        """Return the number that stands for the request that this rank received; 0 for none."""
+        """Return the request that this rank received, as one of the numbers that ranks exchange; 0 for no request."""
         by = self.stop.by or (self.outside.asked() if rank() == 0 else None)
         if by is not None:
             return _STOP + by
@@ -115,7 +116,7 @@ class Notices:
         return int(number)
 
     def meet(self) -> None:
-        """Wait until all ranks have called this function."""
+        """Wait until all ranks have called this method."""
         self._received()
         if self._group is not None:
             dist.barrier(group=self._group)

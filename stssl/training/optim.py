@@ -43,13 +43,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Divide trainable parameters into groups, by weight decay and by learning rate.
 
-    Parameters without gradients are in no group. The groups of new layers come first.
+    Parameters that are not trained are in no group. The groups of new layers (those without pretrained weights) come
+    first.
 
     Args:
         module: Module with the parameters.
         weight_decay: Weight decay of the parameters that decay.
         which: Parameters that decay; see `AdamWConfig`.
-        rates: Learning rates that differ from that of the new layers.
+        rates: Learning rates of the parameters that do not learn like new layers.
 
     Returns:
         For each learning rate, a group with weight decay and one without. `factor` multiplies the learning rate, and
@@ -73,19 +74,21 @@ def parameter_groups(
 def make_optimizer(
     module: nn.Module, config: OptimizerConfig, rates: Mapping[nn.Parameter, LayerRate] | None = None
 ) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer for a module's trainable parameters, in torch's fused implementation.
+    """Return the recipe's optimizer for a module's trainable parameters, in torch's fused implementation.
 
-    Only a fused optimizer can skip a step on the device. The loop uses this to leave out steps with bad gradients.
+    Only a fused optimizer can skip a step on the device. The training loop needs this to leave out steps with bad
+    gradients.
 
     Args:
         module: Module with the parameters.
         config: Optimizer of the recipe.
-        rates: Learning rates that differ from that of the new layers.
+        rates: Learning rates of the parameters that do not learn like new layers.
     """
     groups = parameter_groups(module, config.weight_decay, config.decayed, rates)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-        # Create the momentum now: torch would create it in the first step, and leave it unfilled if it skips that one.
+        # Create the momentum now. Torch would create it in the first step, and leave it uninitialized if it skips this
+        # step.
         for parameter in module.parameters():
             if config.momentum and parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -97,7 +100,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: Sc
     """Set the learning rate of each group for a step.
 
     Args:
-        optimizer: Optimizer of `make_optimizer`.
+        optimizer: Optimizer that `make_optimizer` returned.
         step: Number of the step, counted from 0.
         schedule: Schedule of the run.
         base: Peak rate of new layers.
@@ -105,13 +108,13 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: Sc
     rate = learning_rate(step, schedule, base)
     for group in optimizer.param_groups:
         waiting = group["waits"] and step < schedule.head_steps
-        # At the rate 0, an optimizer changes no weight. So the gradients of all weights stay part of each step, and DDP
-        # needs no search for unused ones.
+        # Let weights wait by the rate 0, which changes no weight, and not by switching off their gradients: DDP would
+        # have to search for unused weights in each step.
         group["lr"] = 0.0 if waiting else rate * group["factor"]
 
 
 def clip_gradients(networks: Iterable[tuple[str, nn.Module]], bound: float | None) -> dict[str, torch.Tensor]:
-    """Clip the gradients of each network to a largest norm, without waiting for the device.
+    """Clip the gradients of each network to a largest norm, without making the host wait for the device.
 
     Args:
         networks: Name and module of each network.

@@ -1,4 +1,4 @@
-"""Choose the number format that networks compute in, and compute in it."""
+"""Choose the number format (fp32 or bf16) of a run, and make networks compute in it."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,12 +20,13 @@ PRECISION = "precision"
 
 
 def choose_precision(recipe: RunRecipe, device: torch.device, recorded: JsonMapping | None) -> Precision:
-    """Return the number format of a run. With several ranks, all ranks call this together.
+    """Return the number format in which the networks of a run compute. All ranks call this together.
 
     Args:
         recipe: Recipe of the run. `auto` takes bf16 if the devices of all ranks have instructions for it.
         device: Device of this rank.
-        recorded: The run's record, if the run resumes: it keeps its format, even if this device lacks the instructions.
+        recorded: The run's record, if the run resumes. With `auto`, the run keeps the format in its record, even if
+            this device has no instructions for it.
     """
     asked = recipe.compute.precision
     if asked != "auto":
@@ -53,7 +54,7 @@ def _cpu() -> Mapping[str, object]:
 
 
 def about_speed(precision: Precision, device: torch.device) -> str | None:
-    """Return a sentence for the user if the other number format is faster on this device; else None."""
+    """Return a sentence for the user if the other number format may be faster on this CPU; None if not or on a GPU."""
     if device.type != "cpu":
         return None
     name = _cpu().get("cpu_name", "this CPU")
@@ -61,7 +62,7 @@ def about_speed(precision: Precision, device: torch.device) -> str | None:
         if not has_bf16(device):
             return None
         return f"{name} has bf16 instructions: another run may be faster with compute.precision=auto"
-    # A CPU that is unknown or no x86 may have instructions that torch does not report, so give no warning.
+    # Do not warn for a CPU that is unknown or not x86: it may have instructions that torch does not report.
     if _cpu().get("architecture") != "x86_64" or has_bf16(device):
         return None
     return (
@@ -73,7 +74,7 @@ def about_speed(precision: Precision, device: torch.device) -> str | None:
 class Fp32Attention(TorchFunctionMode):
     """Compute attention in fp32 inside a `with` block, although autocast asks for bf16.
 
-    On CPUs PyTorch's fused attention takes about twice as long in bf16 as in fp32, also with bf16 instructions.
+    On CPUs, PyTorch's fused attention takes about twice as long in bf16 as in fp32, even with bf16 instructions.
     """
 
     def __torch_function__(
@@ -83,7 +84,10 @@ class Fp32Attention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call `func`, a function of torch. Attention gets fp32 and returns the number format of its queries."""
+        """Call `func`, a function of torch, and return its result.
+
+        Attention computes in fp32, and its result has the number format of its queries.
+        """
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         wide = {key: _wide(value) for key, value in (kwargs or {}).items()}
@@ -99,12 +103,12 @@ def _wide(value: object) -> object:
 
 @contextlib.contextmanager
 def computing_in(precision: Precision, device: torch.device, compiled: bool = False) -> Iterator[None]:
-    """Return a context in which networks compute in a number format.
+    """Return a context in which networks compute in the given number format.
 
     Args:
         precision: The number format.
         device: Device of the networks.
-        compiled: True if networks are compiled: the compiler arranges attention itself.
+        compiled: True if networks are compiled. The context then leaves attention to the compiler.
     """
     if precision == "fp32":
         yield

@@ -21,10 +21,10 @@ PREFIXES = {"encoder": "networks.query.", "momentum": "momentum.network."}
 
 @dataclass(frozen=True)
 class PretrainedRun:
-    """Hold the encoders of a pretraining run, in evaluation mode.
+    """Describe the encoders that were loaded from a pretraining run, in evaluation mode.
 
     Attributes:
-        encoder: Encoder of queries. Its backbone is the file `encoder.safetensors`.
+        encoder: Encoder of queries. `encoder.safetensors` has the weights of its backbone.
         momentum: Momentum encoder, which made the keys.
         steps: Number of steps taken before the checkpoint; 0 for random weights.
     """
@@ -37,7 +37,7 @@ class PretrainedRun:
 def load_pretrained(
     folder: RunFolder, device: torch.device, checkpoint: str = "best", *, random: bool = False
 ) -> PretrainedRun:
-    """Load the encoders of a pretraining run, or make random ones of the same size.
+    """Load the encoders of a pretraining run from a checkpoint, or build the same encoders with random weights.
 
     Args:
         folder: Folder of the pretraining run.
@@ -46,7 +46,7 @@ def load_pretrained(
         random: True for random weights, for comparison.
 
     Raises:
-        ConfigError: The checkpoint is unknown.
+        ConfigError: The name of the checkpoint is neither `best` nor `last`.
         RunError: The run is a training run, or has no usable checkpoint, or its features were never finite.
     """
     require_name(checkpoint)
@@ -73,7 +73,7 @@ def load_pretrained(
 
 
 def _fresh(recipe: PretrainRecipe) -> PretrainEncoder:
-    """Make an encoder with the random weights that the recipe's seed gives."""
+    """Return an encoder with random weights, which the recipe's seed determines."""
     torch.manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"weights": "none"})
     return build_encoder(model, len(recipe.data.bands), recipe.pretext.projection, recipe.pretext.mlp)

@@ -11,11 +11,11 @@ from stssl.recipes.recipe import RunRecipe
 
 
 class LayerRate(NamedTuple):
-    """Hold the learning rate of some parameters.
+    """Describe how fast some parameters learn, compared with new layers (those without pretrained weights).
 
     Attributes:
         factor: Learning rate, divided by that of new layers.
-        waits: True if the parameters wait while only new layers learn.
+        waits: True if the parameters do not learn in the first `schedule.head_steps` steps.
     """
 
     factor: float
@@ -27,10 +27,11 @@ NEW = LayerRate(1.0, False)
 
 
 def layer_rates(networks: nn.ModuleDict, recipe: RunRecipe) -> dict[nn.Parameter, LayerRate]:
-    """Return the learning rate of each parameter whose rate differs from that of new layers.
+    """Return the learning rate of each parameter that does not learn like new layers: at another rate, or later.
 
     Args:
-        networks: Networks of a step. New layers are all that lie outside of the backbones, and the classifiers.
+        networks: Networks that the run trains. Classifiers and all layers outside of the backbones count as new,
+            except pretrained parameters of metadata encoders.
         recipe: Recipe of the run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Give a run's newest metrics to Ray. Each node of a Ray cluster offers such metrics to Prometheus."""
+"""Pass a run's newest metrics to Ray, which offers them to Prometheus on each node of the cluster."""
 
 import sys
 from typing import NamedTuple
@@ -7,12 +7,12 @@ from stssl.recipes.recipe import RunRecipe
 
 
 class RunGauge(NamedTuple):
-    """Describe a gauge: a metric that Prometheus gets from a run.
+    """Describe a gauge: a metric of a run that Prometheus can read.
 
     Attributes:
-        column: Column of `metrics.jsonl` that holds the values of this metric; empty for `step` and `steps`.
+        column: Key in the rows of `metrics.jsonl` with the values of this metric; empty for `step` and `steps`.
         about: Text that Prometheus shows with the metric.
-        factor: Number that turns a value of the column into the unit of the metric.
+        factor: Number by which to multiply a value in the row to get the unit of the metric.
     """
 
     column: str
@@ -37,7 +37,7 @@ VALIDATION = "stssl_validation"
 
 def on_ray() -> bool:
     """Return True if this process is connected to Ray, so that Ray can export its metrics."""
-    if "ray" not in sys.modules:  # do not import Ray for a run that does not use it
+    if "ray" not in sys.modules:  # do not import Ray, which takes time, for a run that does not use it
         return False
     import ray
 
@@ -45,10 +45,10 @@ def on_ray() -> bool:
 
 
 class RayGauges:
-    """Set gauges of Ray to a run's newest metrics. A process that scrapes the nodes' metrics ports reads them."""
+    """Set gauges of Ray to a run's newest metrics. Prometheus reads the gauges from the nodes' metrics ports."""
 
     def __init__(self, recipe: RunRecipe) -> None:
-        """Create the gauges. Each gets the tag `run`, the run's name."""
+        """Create the gauges. Each gets the tag `run` with the run's name."""
         from ray.util.metrics import Gauge
 
         self.gauges = {name: Gauge(name, one.about, ("run",)) for name, one in EXPORTED.items()}
@@ -58,7 +58,7 @@ class RayGauges:
         self.gauges["stssl_steps"].set(recipe.schedule.steps, self.tags)
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Set the gauges to a row of metrics.
+        """Set the gauges to the values of a row of metrics.
 
         Args:
             kind: `train` or `validation`.

@@ -1,7 +1,8 @@
-"""Tell the ranks of a run on Ray that its driver was asked to end, or that a node will be taken away.
+"""Tell the ranks of a run on Ray that a signal asked its driver to end, or that a node will be taken away.
 
-The driver gets the signal of Ctrl-C, of `ray job stop` or of a batch system. The driver writes it to Ray's key-value
-store, under a key of this start of the run. A thread of rank 0 reads this key. `Notices` then tells all ranks.
+The driver (the process that started the run) gets the signal of Ctrl-C, of `ray job stop` or of a batch system. It
+writes the signal's number to Ray's key-value store, under a key of this start of the run. A thread of rank 0 reads this
+key. `Notices` then tells all ranks.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ class Post:
     """Write and read values in Ray's key-value store, under keys that belong to one start of a run."""
 
     def __init__(self, name: str) -> None:
-        """Use keys that begin with `name`, which no other start has."""
+        """Set `name` as the beginning of all keys. No other start of a run may use the same name."""
         self._name = f"stssl:{name}"
 
     def write(self, key: str, value: str) -> None:
@@ -35,7 +36,7 @@ class Post:
         _internal_kv_put(f"{self._name}:{key}", value, overwrite=True)
 
     def read(self, key: str) -> str | None:
-        """Return the value of a key; None if there is none."""
+        """Return the value of a key in Ray's key-value store; None if the key has no value."""
         from ray.experimental.internal_kv import _internal_kv_get
 
         found: bytes | None = _internal_kv_get(f"{self._name}:{key}")
@@ -43,7 +44,7 @@ class Post:
 
 
 class RayOutside(Outside):
-    """Receive on a Ray worker that the driver was asked to end, or that a node will be taken away."""
+    """Find out on a Ray worker whether a signal asked the run's driver to end, or a node will be taken away."""
 
     def __init__(self, post: Post) -> None:
         """Store `post`, which reads what the driver writes for this start of the run."""
@@ -53,7 +54,7 @@ class RayOutside(Outside):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Return a context in which a thread looks for the driver's request. Tell the driver that training began."""
+        """Return a context in which a thread looks for the driver's signal. Tell the driver that training has begun."""
         over = threading.Event()
 
         def look() -> None:
@@ -72,11 +73,11 @@ class RayOutside(Outside):
             thread.join()
 
     def asked(self) -> signal.Signals | None:
-        """Return the signal that asked the driver to end; None if there was none."""
+        """Return the signal that asked the driver to end; None if no signal came so far."""
         return self._by
 
     def due(self) -> bool:
-        """Return True if `NODES_S` seconds have passed since Ray was asked about leaving nodes."""
+        """Return True if rank 0 must ask Ray again about leaving nodes: `NODES_S` seconds after it did so last."""
         if time.monotonic() - self._asked_at < NODES_S:
             return False
         self._asked_at = time.monotonic()
@@ -86,7 +87,7 @@ class RayOutside(Outside):
         """Return True if Ray knows that a node of this run will be taken away. All ranks call this together."""
         import ray.train
 
-        # Releases of Ray before the summer of 2026 tell nothing of nodes that will leave.
+        # Look the function up by name: Ray has it only since the summer of 2026, and older releases cannot tell.
         ask = getattr(ray.train, "get_preemption_info", None)
         return ask is not None and ask() is not None
 
@@ -95,7 +96,8 @@ class RayOutside(Outside):
 def passing_signals(post: Post) -> Iterator[None]:
     """Return a context in which the driver passes its first signal on to the ranks, which save and end the run.
 
-    A second signal raises at once, and so does the first one if no rank takes steps yet: nothing would be saved.
+    A second signal raises `Asked` at once. So does the first signal if training has not begun: there is nothing to
+    save yet.
 
     Raises:
         Asked: A signal asked the process to end.

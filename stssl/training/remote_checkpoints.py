@@ -1,8 +1,9 @@
-"""Keep the checkpoints of a run in an object store: files first, then a mark that they are whole and belong together.
+"""Send the checkpoints of a run to an object store: files first, then a mark that they are whole and belong together.
 
 The mark is `checkpoints/committed.json`. It names each checkpoint by the digest at the end of its file. A checkpoint
 that the mark does not name does not count: its run died between the upload and the mark. Such a run resumes from the
-checkpoints that the mark names. They are still there, because an upload first moves `last.pt` to `previous.pt`.
+checkpoints that the mark names. The object store still has them, because an upload first copies `last.pt` to
+`previous.pt`.
 """
 
 import contextlib
@@ -28,22 +29,24 @@ TRIES = 3
 
 
 def object_name(name: str) -> str:
-    """Return the name of a checkpoint's file in the run's folder."""
+    """Return the path of a checkpoint's file relative to the run's folder, such as `checkpoints/last.pt`."""
     return f"checkpoints/{name}.pt"
 
 
 class RemoteCheckpoints:
-    """Fetch and send the checkpoints of one run."""
+    """Fetch the checkpoints of one run from an object store, and send them to it."""
 
     def __init__(self, mirror: Mirror) -> None:
-        """Set the run's folder. Fetch nothing yet."""
+        """Store the connection with the run's folder in the object store. Fetch nothing yet."""
         self.mirror, self.remote = mirror, mirror.remote
         self._committed: dict[str, str] = {}
         self._mark: ObjectMark | None = None
         self._at_last: str | None = None
 
     def fetch(self, *names: str) -> None:
-        """Fetch checkpoints that the run has committed, unless they are here. Remove those that it has not.
+        """Fetch the named checkpoints (by default all) that the run has committed and this machine does not have.
+
+        Remove local checkpoints that the run has not committed. Do nothing if this process trains the run.
 
         Raises:
             DataError: The object store cannot be read, or the run replaces its checkpoints again and again.
@@ -65,7 +68,7 @@ class RemoteCheckpoints:
             )
 
     def any_committed(self, *names: str) -> bool:
-        """Return True if the run has committed one of some checkpoints. Fetch none.
+        """Return True if the run has committed at least one of the named checkpoints. Do not fetch them.
 
         Args:
             names: Names of checkpoints, such as `last`.
@@ -79,17 +82,17 @@ class RemoteCheckpoints:
         return any(name in self._committed for name in names)
 
     def begin(self) -> None:
-        """Prepare to send checkpoints: fetch all, and find out what an earlier start left in the object store."""
+        """Prepare to send checkpoints: fetch all, and replace an old `best.pt` that a kill left in the object store."""
         self.fetch()
         self._at_last = self._digest_at("last")
         if "best" in self._committed and self._digest_at("best") != self._committed["best"]:
             self._copy("last" if self._at_last == self._committed["best"] else "", "best")
 
     def send(self, best: bool) -> None:
-        """Send the local `last.pt` and commit it.
+        """Send the local `last.pt` to the object store, and commit it: name it in the mark.
 
         Args:
-            best: True if it is the best checkpoint, too.
+            best: True if `last.pt` is the best checkpoint, too.
 
         Raises:
             DataError: The object store refuses a file, or does not answer.
@@ -97,7 +100,8 @@ class RemoteCheckpoints:
         """
         data = self._local("last").read_bytes()
         digest, before = _digest(data[-TAIL_BYTES:]), self._committed.get("last")
-        # After a kill between upload and commit, `last.pt` is not the committed one: that one is `previous.pt`.
+        # Do not copy an uncommitted `last.pt`, which a kill between upload and commit leaves: the committed checkpoint
+        # is already in `previous.pt` and would be lost.
         if before is not None and before == self._at_last:
             self._copy("last", "previous")
         self.remote.write(object_name("last"), data)
@@ -112,11 +116,11 @@ class RemoteCheckpoints:
                 f"{self.remote.url}: another process trains this run, so this one ends. Wait for it, or stop it."
             ) from None
         self._committed = marked
-        if best:  # after the commit: until here, the committed best one must stay
+        if best:  # copy only after the commit: until then, the old mark names the old `best.pt`
             self._copy("last", "best")
 
     def _copy(self, name: str, target: str) -> None:
-        """Copy a checkpoint inside the object store. If that is not possible, send the local file of the copy."""
+        """Copy checkpoint `name` to `target` in the object store. If that fails, send the local file of `target`."""
         with contextlib.suppress(DataError, FileNotFoundError):
             if name:
                 return self.remote.copy(object_name(name), object_name(target))
@@ -128,7 +132,8 @@ class RemoteCheckpoints:
         found = self.remote.read_marked(COMMIT_FILE)
         self._committed, self._mark = {}, None
         if found is None:
-            # A run that was copied into the bucket has no mark. It is whole if it is finished.
+            # A run that a user copied into the bucket has no mark. If it is finished, its checkpoints must be whole, so
+            # take them as committed.
             if self.remote.read("done.json") is not None:
                 present = {name: self._digest_at(name) for name in COMMITTED}
                 self._committed = {name: digest for name, digest in present.items() if digest is not None}
@@ -143,7 +148,10 @@ class RemoteCheckpoints:
         self._mark = found[1]
 
     def _fetched(self, name: str) -> bool:
-        """Fetch one checkpoint. Return False if the object store does not have the committed content."""
+        """Fetch one checkpoint if it is committed, else remove the local file. Return True if the file is now right.
+
+        Return False if the object store does not have the committed content. A missing `previous` counts as right.
+        """
         digest, path = self._committed.get(name), self._local(name)
         if digest is None:
             path.unlink(missing_ok=True)
@@ -161,7 +169,7 @@ class RemoteCheckpoints:
                     kept.unlink(missing_ok=True)
                 if same:
                     return True
-        # The one before the last may be lost: a kill between its copy and the commit replaced it.
+        # Accept that `previous.pt` is lost: a kill between its replacement and the commit leaves other content in it.
         return name == "previous"
 
     def _download(self, name: str) -> bytes:
@@ -186,13 +194,13 @@ def _digest_of(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return True if the content of a checkpoint's file has the digest at its end."""
+    """Return True if a checkpoint's file is undamaged: the digest at its end fits its content."""
     data = memoryview(path.read_bytes())
     return hashlib.blake2b(data[:-TAIL_BYTES], digest_size=DIGEST_BYTES).digest() == data[-TAIL_BYTES:][:DIGEST_BYTES]
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a shared file a name in the run's folder. On file systems without hard links, copy it."""
+    """Link a file of the machine's shared cache into the run's folder. On file systems without hard links, copy it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, target)

@@ -40,7 +40,7 @@ class RunFile(BaseModel):
 
 
 class RunEnd(TypedDict):
-    """Hold how a run ended: number of steps taken, best validation score, and step of the best score."""
+    """Describe how a run ended: number of steps taken, best validation score, and step of the best score."""
 
     steps: int
     best: float | None
@@ -56,13 +56,16 @@ class DoneFile(RunFile):
 
 
 class StoreMark(RunFile):
-    """Hold the fingerprint of a store, which changes if its patches or labels change."""
+    """Describe the store in a run's record by its fingerprint, which changes if its patches or labels change."""
 
     fingerprint: str
 
 
 class RunStart(RunFile):
-    """Describe one start or resume of a run. The step is only shown, so any value is accepted."""
+    """Describe one start or resume of a run: the number of steps taken before it.
+
+    Any value is accepted, because reports only show the number.
+    """
 
     step: JsonValue
 
@@ -103,7 +106,7 @@ class NetworkScores(RunFile):
 
 
 class ScoresFile(RunFile):
-    """List the keys of `evaluation/<part>.json`, which has the scores of a run's networks on a part of the data."""
+    """List the keys of `evaluation/<part>.json`: scores of a run's networks on a part of the data, such as `test`."""
 
     patches: Count
     checkpoint: str
@@ -128,7 +131,7 @@ class ScoresFile(RunFile):
 
 
 class ConfirmedCandidate(RunFile):
-    """Hold the scores of one of a sweep's best recipes, trained again with several seeds; one score for each seed."""
+    """List the keys about one of a sweep's best recipes, which was trained again: its scores, one for each seed."""
 
     name: str
     validation: Annotated[dict[str, list[float]], Field(min_length=1)]
@@ -137,7 +140,7 @@ class ConfirmedCandidate(RunFile):
 
 
 class TestEvaluation(RunFile):
-    """Record one evaluation on the test part: its time, and the recipes that were evaluated."""
+    """List the keys about one evaluation on the test patches: its time, and the names of the recipes evaluated."""
 
     time: str
     runs: list[str]
@@ -152,7 +155,7 @@ class ConfirmationFile(RunFile):
 
 
 class ProbeRow(RunFile):
-    """Hold the test scores of a pretrained encoder for one probing method and one number of labels."""
+    """List the keys about one probe of a pretrained encoder: test scores by one method with one number of labels."""
 
     weights: str
     method: str
@@ -189,7 +192,7 @@ def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, 
 
 
 def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) -> K:
-    """Check that the values read from a file of a run have all keys that the file must have.
+    """Check that the values read from a file of a run have all keys that the file must have. Return the checked keys.
 
     Args:
         kind: Class that lists the file's keys.
@@ -209,14 +212,14 @@ def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) ->
 
 
 class Rows(NamedTuple):
-    """Hold the valid rows of a file, and the number of its damaged lines."""
+    """Describe what was read of a file with a JSON object in each line: valid rows, and number of damaged lines."""
 
     rows: list[MetricsRow]
     damaged: int
 
 
 def read_rows(path: Path, numbers: bool) -> Rows:
-    """Read a file with one JSON object in each line. A missing file has no rows.
+    """Read a file with one JSON object in each line, and return its rows. A missing file has no rows.
 
     A line is damaged if it is not a JSON object with a step. For example, a kill or a power loss can cut off the last
     line.
@@ -236,7 +239,7 @@ def read_rows(path: Path, numbers: bool) -> Rows:
 
 
 def _parse(data: bytes, numbers: bool) -> Rows:
-    """Parse lines with one JSON object each. `numbers` has the same meaning as in `read_rows`."""
+    """Parse lines with one JSON object each, and return the rows. `numbers` has the same meaning as in `read_rows`."""
     found: list[MetricsRow] = []
     damaged = 0
     for line in data.split(b"\n"):
@@ -262,10 +265,10 @@ class NewRows:
         self._given, self._offset, self._inode = 0, 0, -1
 
     def take(self) -> list[MetricsRow]:
-        """Return the rows that were added since the last call. A line without its end waits for a later call.
+        """Return the rows that were added since the last call. A line without its end is left for a later call.
 
-        A resumed run first replaces the file by one without the rows after its checkpoint. Then read the
-        file anew, and skip as many rows as earlier calls returned.
+        A resumed run replaces the file by one without the rows after its checkpoint. After such a replacement, read
+        the file from its start, and skip as many rows as earlier calls returned.
 
         Raises:
             RunError: The file cannot be read.
@@ -282,7 +285,7 @@ class NewRows:
             raise RunError(f"cannot read {self.path}: {error.strerror or type(error).__name__}") from None
         whole = data[: data.rfind(b"\n") + 1]
         rows = _parse(whole, numbers=True).rows
-        # Bound the start: after a replacement, the file may have fewer rows than were returned already.
+        # Skip no more rows than the file has: after a replacement, it may have fewer rows than were returned already.
         fresh = rows if same else rows[min(self._given, len(rows)) :]
         self._given = len(rows) + (self._given if same else 0)
         self._offset, self._inode = len(whole) + (self._offset if same else 0), about.st_ino
@@ -290,7 +293,7 @@ class NewRows:
 
 
 def _row(line: bytes) -> MetricsRow | None:
-    """Parse one line of a file of rows. Return None if it is not a JSON object or has no step."""
+    """Parse one line of a file of rows, and return the row. Return None if it is no JSON object or has no step."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or JSON nested too deep
@@ -300,7 +303,7 @@ def _row(line: bytes) -> MetricsRow | None:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    """Return True if a row of metrics may hold this value: `kind`, None, or a finite number that a figure can draw."""
+    """Return True if a row of metrics may have this value: `kind`, None, or a finite number that a figure can draw."""
     if name == "kind" or value is None:
         return True
     return (

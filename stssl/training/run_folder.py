@@ -54,19 +54,19 @@ class RunFolder(RunPlace):
     """
 
     def __init__(self, place: str | Path) -> None:
-        """Manage the folder at a path or URL. Create and fetch nothing yet."""
+        """Set the path or URL of the run's folder. Create and fetch nothing yet."""
         super().__init__(place)
         remote = None if self.mirror is None else RemoteCheckpoints(self.mirror)
         self.checkpoints = Checkpoints(self.path / "checkpoints", remote)
 
     @classmethod
     def of(cls, recipe: RunRecipe) -> "RunFolder":
-        """Return the folder of a recipe's run, `<launch.storage>/<name>`, as an object. It may not exist yet."""
+        """Return the folder of a recipe's run as a `RunFolder`: `<launch.storage>/<name>`. It may not exist yet."""
         return cls(below(recipe.launch.storage, recipe.name))
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
-        """Return the folder of an existing run as an object. Fetch its files, if it lies in an object store.
+        """Return the folder of an existing run as a `RunFolder`. If it lies in an object store, fetch its files.
 
         Args:
             path: Path or URL of the folder.
@@ -82,7 +82,7 @@ class RunFolder(RunPlace):
         return folder
 
     def recipe(self) -> RunRecipe:
-        """Read the resolved recipe that the run was started with.
+        """Return the recipe with which the run was started, as `recipe.yaml` records it.
 
         Raises:
             ConfigError: A key is unknown or has a wrong value.
@@ -92,7 +92,7 @@ class RunFolder(RunPlace):
         return validate(kind_of(tree), tree, str(self.path / "recipe.yaml"))
 
     def recipe_as(self, kind: type[R]) -> R:
-        """Read the recipe and check that its class is `kind`.
+        """Return the run's recipe after a check that its class is `kind`.
 
         Raises:
             ConfigError: A key is unknown or has a wrong value.
@@ -113,15 +113,15 @@ class RunFolder(RunPlace):
         tree = parse_yaml(text, str(path))
         if not isinstance(tree, dict):
             raise RunError(f"{path} is {'no recipe' if text.strip() else 'empty'}. {self._advice}")
-        # Only release 0.1 wrote this key. If a run was killed before it wrote its record, only this key tells its
-        # release.
+        # Look for this key, which only release 0.1 wrote: if a run was killed before it wrote its record, nothing else
+        # tells that this release wrote the folder.
         first = "0.1" if "neighbours" in tree else None
         if problem := version_problem(f"the run {self.place}", self._written_by() or first):
             raise RunError(f"{problem}.")
         return tree
 
     def _written_by(self) -> str | None:
-        """Return the version of stssl that last started the run; None if the record is missing or damaged."""
+        """Return the version of stssl that last started the run; None if `record.json` is missing or damaged."""
         try:
             record = self.read_record()[0]
         except RunError:  # go on without a version: callers that need the record report the damage
@@ -146,7 +146,7 @@ class RunFolder(RunPlace):
         return f"Put the run's recipe back, or delete {self.place} to start the run again."
 
     def refuse_others(self, recipe: RunRecipe) -> bool:
-        """Raise an error if the folder holds a run of another recipe.
+        """Raise an error if the folder has a run of another recipe.
 
         Returns:
             True if a run of this recipe was started here; False if none was.
@@ -167,9 +167,9 @@ class RunFolder(RunPlace):
         return started
 
     def claim(self, recipe: RunRecipe) -> None:
-        """Write `recipe.yaml`, so the folder belongs to this recipe's run. If it does already, do nothing.
+        """Write `recipe.yaml` into the folder, which reserves it for this recipe's run. Do nothing if it already is.
 
-        Call this in one process only, and after `check_run`: a recipe that cannot run must not take a name.
+        Call this in one process only, and after `check_run`: a recipe that cannot run must not reserve a name.
 
         Raises:
             RunError: Another recipe or an earlier release used this name. The message lists the keys that differ.
@@ -186,7 +186,9 @@ class RunFolder(RunPlace):
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def start_record(self) -> JsonObject | None:
-        """Return the run's record, which a resumed run needs; None if the run has no checkpoint or no record yet.
+        """Return `record.json` of an earlier start, from which a resumed run takes its number format and image scaling.
+
+        Return None if the run has no checkpoint or no record yet.
 
         Raises:
             RunError: The record is damaged.
@@ -208,7 +210,7 @@ class RunFolder(RunPlace):
         return {"steps": done.steps, "best": done.best, "best_step": done.best_step}
 
     def finish(self, end: RunEnd) -> None:
-        """Write `done.json`, which marks the run as finished. In an object store, too, it is the last file."""
+        """Write `done.json`, which marks the run as finished. Before that, send all other files to an object store."""
         self.publish()
         write_text(self.path / "done.json", json.dumps(without_nan(end), indent=1))
         self.publish()
@@ -216,7 +218,7 @@ class RunFolder(RunPlace):
     def write_record(
         self, recipe: RunRecipe, data: JsonObject, labels: JsonMapping | None, *, world: int, step: int
     ) -> None:
-        """Write `record.json`, which says what produced the run and lists its starts, and `labels.json`.
+        """Write `record.json`, which says what produced the run (data, versions, starts), and `labels.json`.
 
         Args:
             recipe: Recipe of the run.
@@ -243,7 +245,7 @@ class RunFolder(RunPlace):
         write_text(self.path / "record.json", json.dumps(record, indent=1))
 
     def read_record(self) -> tuple[RecordFile | None, dict[str, Any]]:
-        """Read `record.json`, which says what produced the run.
+        """Read `record.json`, which says what produced the run (data, versions, starts).
 
         Returns:
             The checked keys, and the whole file as plain values. None and an empty dict if the run never started.
@@ -278,7 +280,9 @@ class RunFolder(RunPlace):
         yield from self.read_rows(file).rows
 
     def read_rows(self, file: str = METRICS_FILE) -> Rows:
-        """Read all rows of `metrics.jsonl`, or of another file with one JSON object in each line; count damaged lines.
+        """Return all rows of `metrics.jsonl`, or of another file with one JSON object in each line.
+
+        The result also has the number of damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -286,15 +290,15 @@ class RunFolder(RunPlace):
         return read_rows(self.path / file, numbers=file == METRICS_FILE)
 
     def drop_rows_after(self, step: int) -> None:
-        """Delete the rows after `step` steps from all files of rows, because a resumed run writes them again.
+        """Delete rows of steps after `step` from the run's metrics and bad steps: a resumed run writes them again.
 
         Raises:
             RunError: A file cannot be read or written.
         """
         for name in (METRICS_FILE, NONFINITE_FILE):
             if name == METRICS_FILE or is_there(self.path / name):
-                # The two files count differently: metrics hold the number of steps taken, bad steps their own number
-                # from 0.
+                # Subtract 1 for bad steps, because the files count differently: rows of metrics have the number of
+                # steps taken, and bad steps have their own number, counted from 0.
                 last = step if name == METRICS_FILE else step - 1
                 rows, damaged = self.read_rows(name)
                 if damaged:
@@ -303,7 +307,7 @@ class RunFolder(RunPlace):
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: Mapping[str, object], file: str = METRICS_FILE) -> None:
-        """Append a row to `metrics.jsonl` or another file of rows. If writing fails, the file keeps no part of the row.
+        """Append a row to `metrics.jsonl` or another file of rows. If writing fails, no part of the row stays.
 
         Raises:
             StsslError: The file cannot be written, or an object store refuses files.
@@ -312,7 +316,7 @@ class RunFolder(RunPlace):
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:
-        """Force the metrics to disk. Call this before writing a checkpoint, because its metrics must not be lost.
+        """Force the metrics to disk. Call this before a checkpoint is written: a resumed run cannot restore lost rows.
 
         Raises:
             RunError: The metrics could not be written to disk.

@@ -1,4 +1,4 @@
-"""Say where a run lies: in a folder of a disk, or in an object store, of which this process has a local copy."""
+"""Manage where a run's files lie: in a folder on a disk, or in an object store with a local copy in this process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,13 +12,17 @@ from stssl.training.remote_checkpoints import COMMIT_FILE
 
 
 def is_sent(name: str) -> bool:
-    """Return True if a file of a run is sent as it is. Checkpoints are sent and committed in a certain order."""
+    """Return True if a file of a run is sent to the object store whenever it has changed.
+
+    Checkpoints are not: `RemoteCheckpoints` sends them in a certain sequence. Files of locks and of Ray stay here.
+    """
     return name not in (COMMIT_FILE, LOCK_FILE) and not name.startswith("ray/") and not _is_checkpoint(name)
 
 
 def is_fetched(name: str) -> bool:
-    """Return True if a file of a run is fetched whenever the run is opened: it is small, and commands read it."""
-    inner = name.startswith("probe/") and name.count("/") > 1  # runs of their own
+    """Return True if a file is fetched each time the run is opened: it is small, and commands read it."""
+    # Leave out the folders below `probe`, which are runs of their own: commands that need one open it.
+    inner = name.startswith("probe/") and name.count("/") > 1
     return is_sent(name) and not inner and not name.startswith("tensorboard/") and not name.endswith(".safetensors")
 
 
@@ -27,16 +31,16 @@ def _is_checkpoint(name: str) -> bool:
 
 
 class RunPlace:
-    """Manage where the files of a run lie.
+    """Fetch, send and lock the files of a run, which lie on a disk or in an object store.
 
     Attributes:
         place: Path or URL of the run's folder, for messages and commands.
-        path: Folder with the run's files. For a run in an object store: this process's copy.
+        path: Run's folder on a disk. If `place` is a URL, it is this process's local copy.
         mirror: Connection with the object store; None for a run on a disk.
     """
 
     def __init__(self, place: str | Path) -> None:
-        """Set the place by its path or URL. Create and fetch nothing yet.
+        """Set the path or URL of the run's folder. Create and fetch nothing yet.
 
         Raises:
             DataError: The URL is not one of an object store.
@@ -46,7 +50,7 @@ class RunPlace:
         self.path = Path(place) if self.mirror is None else self.mirror.folder
 
     def refresh(self) -> None:
-        """Fetch the run's files from the object store, without checkpoints and weights. Do nothing on a disk.
+        """Fetch the run's files from the object store, except checkpoints and weights. Do nothing for a run on a disk.
 
         Raises:
             DataError: The object store cannot be read.
@@ -55,7 +59,7 @@ class RunPlace:
             self.mirror.pull(is_fetched)
 
     def publish(self) -> None:
-        """Send the files that have changed here to the object store. Do nothing on a disk.
+        """Send the files that have changed in the local copy to the object store. Do nothing for a run on a disk.
 
         Raises:
             DataError: The object store refuses a file, or does not answer.
@@ -64,24 +68,24 @@ class RunPlace:
             self.mirror.push(is_sent)
 
     def remove(self, name: str) -> None:
-        """Remove a file of the run, here and in the object store.
+        """Remove a file of the run, if it exists, from the disk and from the object store.
 
         Raises:
-            DataError: The object store refuses it, or does not answer.
+            DataError: The object store refuses to remove it, or does not answer.
         """
         if self.mirror is not None:
             self.mirror.remote.remove(name)
         (self.path / name).unlink(missing_ok=True)
 
     def follow_file(self, name: str) -> None:
-        """Fetch the newest content of one file, if another process writes it. Keep the old one if that fails."""
+        """Fetch the newest content of one file from the object store. If that fails, the old content stays."""
         if self.mirror is not None:
             with contextlib.suppress(DataError):
                 self.mirror.fetch(name)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Return a context in which no other process trains a run in an object store.
+        """Return a context that locks a run in an object store: no other process can train it. On a disk, lock nothing.
 
         Raises:
             RunError: Another process trains the run.
@@ -94,19 +98,22 @@ class RunPlace:
             yield
 
     def begin_sending(self) -> None:
-        """Let a thread send changed files every few seconds until `end_sending`. Do nothing on a disk."""
+        """Let a thread send changed files to the object store every few seconds until `end_sending` is called.
+
+        Do nothing for a run on a disk.
+        """
         if self.mirror is not None:
             self.mirror.start(is_sent)
 
     def end_sending(self) -> None:
-        """Send the last changes and stop the thread. A failure must not hide how the run ended: it is not raised."""
+        """Send the last changes and stop the sending thread. Raise no error, which would hide how the run ended."""
         if self.mirror is not None and self.mirror.writing:
             with contextlib.suppress(StsslError):
                 self.publish()
             self.mirror.stop()
 
     def check_sending(self) -> None:
-        """Raise the error that ended the sending of files, if any.
+        """Raise the error that stopped the sending thread, if there was one.
 
         Raises:
             StsslError: The object store refuses files.
@@ -116,6 +123,7 @@ class RunPlace:
 
     @property
     def for_ray(self) -> Path:
-        """Return the folder for Ray's own files: the run's folder, or one of this machine for an object store."""
-        # The workers do not read it: Ray writes only how far its own checkpoints are, and a run reports none to Ray.
+        """Return the folder for Ray's own files: the run's folder or, for an object store, a folder of this machine."""
+        # A folder of this machine is enough: workers do not read it. Ray only writes there how far its own checkpoints
+        # are, and a run reports no checkpoint to Ray.
         return self.path if self.mirror is None else cache_folder() / "ray" / self.path.parent.name / self.path.name

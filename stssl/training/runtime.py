@@ -51,7 +51,7 @@ def check_shared(folder: Path) -> None:
     device = exchange_device()
     mark = folder / str(made_once(partial(_leave_mark, folder), device))
     with contextlib.suppress(OSError):
-        # A network file system may cache for seconds that a file is absent. Listing the folder makes it look again.
+        # List the folder: a network file system may remember for seconds that a file is absent, and now looks again.
         list(folder.iterdir())
     blind = gather_rows(torch.tensor([not mark.exists()], device=device)).flatten().tolist()
     if rank() == 0:
@@ -65,24 +65,24 @@ def check_shared(folder: Path) -> None:
 
 
 def _leave_mark(folder: Path) -> str:
-    """Write an empty file, and return its name.
+    """Write an empty file into a folder, and return its name, so that all ranks can look for the file.
 
     Raises:
         RunError: The file cannot be written.
     """
-    # The name is random, since an earlier start may have left such a file.
+    # Choose a random name: with a fixed name, ranks could see a file that an earlier start has left.
     name = f".seen-{uuid.uuid4().hex}"
     write_whole(folder / name, b"")
     return name
 
 
 def keep_memory() -> None:
-    """Make this process keep freed memory for its next allocations. This works only with glibc.
+    """Make this process keep freed memory for its next allocations. Do nothing without glibc.
 
-    Without this, memory goes back to the system after each step, and a tenth of a CPU step's time goes into getting it
-    again.
+    By default, a process returns memory to the system after each training step. Getting it again takes a tenth of the
+    time of a step on CPUs.
     """
-    with contextlib.suppress(OSError, AttributeError):  # macOS and musl have no mallopt
+    with contextlib.suppress(OSError, AttributeError):  # go on without it: macOS and musl have no `mallopt`
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
         mallopt(MMAP_THRESHOLD, 2**25)
@@ -106,7 +106,7 @@ def memory_advice(recipe: RunRecipe) -> Iterator[None]:
 
 
 def _savings(recipe: RunRecipe) -> Iterator[str]:
-    """Yield suggestions for error messages: recipe keys to change so that training needs less memory."""
+    """Yield suggestions for an error message: what to change in the recipe so that training needs less memory."""
     if recipe.compute.precision != "bf16":
         yield "compute.precision=bf16"
     if isinstance(recipe, Recipe):
@@ -118,26 +118,26 @@ def _savings(recipe: RunRecipe) -> Iterator[str]:
 
 
 class StopRequest:
-    """Remember that a signal asked the process to end (Ctrl-C, SIGTERM, closed terminal). The loop checks it each step.
+    """Record that a signal asked this process to end (Ctrl-C, SIGTERM, closed terminal). The loop checks it each step.
 
     A second Ctrl-C ends the run at once, unless the run is writing its last checkpoint (`leaving`).
 
     Attributes:
-        by: The first signal; None until one comes.
+        by: The first signal; None as long as no signal came.
         at: Time of that signal, in seconds of `time.monotonic`.
         leaving: True while the last checkpoint is written.
     """
 
     def __init__(self) -> None:
-        """Create the request; no signal has come yet."""
+        """Create the record. No signal has come yet."""
         self.by: signal.Signals | None = None
         self.at, self.leaving = 0.0, False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Return a context in which signals are recorded and do not end the process. It works only in the main thread.
+        """Return a context in which signals are recorded and do not end the process.
 
-        Signals that the process ignores, as under `nohup`, stay ignored.
+        It does nothing outside of the main thread. Signals that the process ignores, as under `nohup`, stay ignored.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -183,18 +183,17 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """Return this process's peak memory in GB, as `memory_gb`: GPU memory if the device is a GPU, else host memory."""
     if device.type == "cuda":
         return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    import resource  # only Unix has this module
+    import resource  # imported here, because only Unix has this module
 
     return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
 def compile_blocks(backbone: nn.Module) -> None:
-    """Compile each block of a backbone by torch.compile: replace its `forward` by a compiled one.
+    """Replace the `forward` of each block of a backbone by one that torch.compile compiles at its first call.
 
-    The first call compiles. The modules stay the same, so the names of weights do, too. Hooks stay outside of the
-    compiled code.
+    The modules stay the same, so the names of weights stay the same, too. Hooks of modules are not compiled.
     """
-    # Raise torch's limit of compiled variants: it counts those of all blocks, networks and modes together.
+    # Raise torch's limit of compiled variants, because it counts those of all blocks, networks and modes together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     # On the CPU, Inductor puts every convolution into channels_last. Some convolutions crash in it
     # (models/layout.py), so Inductor chooses the layout only for backbones that run in channels_last anyway.
@@ -205,7 +204,7 @@ def compile_blocks(backbone: nn.Module) -> None:
 
 
 def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
-    """Return a function compiled by torch.compile. If compiling fails, it logs one warning and runs uncompiled.
+    """Return a function that torch.compile compiles. If compiling fails, it logs one warning and runs uncompiled.
 
     Args:
         function: Function to compile.

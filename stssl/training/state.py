@@ -1,7 +1,7 @@
 """Build and resume everything that one rank (training process) trains with: networks, optimizer, data, progress.
 
 To train in Python, call `train_state = open_train_state(recipe, device)`, `train_state.resume()`,
-`end = train(train_state, report)` and `train_state.finish(end)`. `launch.run` does the same, also on Ray.
+`end = train_to_end(train_state, report)` and `train_state.finish(end)`. `launch.run` does the same, also on Ray.
 """
 
 import contextlib
@@ -49,12 +49,12 @@ BUCKET_MB = 100
 
 @dataclass
 class RunProgress:
-    """Count the steps of a run, and remember its best validation score.
+    """Count the steps that a run has taken, and record its best validation score.
 
     Attributes:
         step: Number of steps taken.
-        best: Best score; None if nothing was scored yet.
-        best_step: Number of steps taken at that score.
+        best: Best score; None if no validation gave a score.
+        best_step: Number of steps taken at the best checkpoint; 0 if there is none yet.
         left_out: Number of steps left out because their gradients were not finite.
     """
 
@@ -78,13 +78,13 @@ class RunProgress:
         return True
 
     def exhausted(self, patience: int | None) -> bool:
-        """Return True if at least `patience` steps passed since the best score. With None, return False."""
+        """Return True if at least `patience` steps passed since the best score. If `patience` is None, return False."""
         return patience is not None and self.step - self.best_step >= patience
 
 
 @dataclass
 class TrainState:
-    """Hold everything that one rank (training process) needs to train a run.
+    """Combine everything that one rank (training process) needs to train a run.
 
     Attributes:
         recipe: Recipe of the run.
@@ -94,7 +94,7 @@ class TrainState:
         model: Training step of the task. It is wrapped in DDP if the run has several ranks.
         optimizer: Optimizer of the networks.
         progress: Steps taken and best score.
-        statistics: BatchNorm statistics, saved before each step and restored after a bad one.
+        statistics: BatchNorm statistics, saved before each step and restored after a step with bad gradients.
         precision: Number format in which networks compute.
     """
 
@@ -124,11 +124,11 @@ class TrainState:
         return self.model.no_sync()
 
     def checkpoint_state(self) -> CheckpointState:
-        """Collect the contents of a checkpoint: networks, averages, algorithm state, optimizer and progress.
+        """Return the contents of a checkpoint: networks, averages, algorithm state, optimizer and progress.
 
-        All ranks call this together: they exchange their BatchNorm statistics.
+        All ranks call this together, because they exchange their BatchNorm statistics.
         """
-        # Random generators need no entry here: seed and step determine all random numbers.
+        # Store no states of random generators: the recipe's seed and the step determine all random numbers.
         state: CheckpointState = {
             "recipe": self.recipe.hash(),
             "written_by": __version__,
@@ -142,8 +142,8 @@ class TrainState:
     def resume(self) -> list[str]:
         """Continue the run from its newest usable checkpoint. Without a checkpoint, start at step 0.
 
-        Rank 0 writes `recipe.yaml`, which reserves the folder for this run, and `record.json`. From now on, it also
-        writes metrics.
+        Rank 0 writes `recipe.yaml`, which reserves the folder for this run, and `record.json`. From now on, the journal
+        of rank 0 writes metrics.
 
         Returns:
             A sentence for each checkpoint that could not be used.
@@ -177,11 +177,11 @@ class TrainState:
         return problems
 
     def _load(self, path: Path, found: CheckpointState | UnusableError) -> None:
-        """Load a checkpoint into networks, optimizer and progress.
+        """Load the checkpoint `found` into networks, optimizer and progress. Raise it if it is an error.
 
         Raises:
             RunError: The store has changed since the start of the run.
-            UnusableError: The checkpoint is damaged or does not fit. The state may then be half loaded.
+            UnusableError: The checkpoint is damaged or does not fit. The networks may then be half loaded.
         """
         if isinstance(found, UnusableError):
             raise found
@@ -192,7 +192,7 @@ class TrainState:
             if "ranks" in found:
                 take_statistics(self.task.step, found["ranks"])
             self.progress = RunProgress(**found["progress"])
-        except torch.OutOfMemoryError:  # is a RuntimeError, too, but the checkpoint is not damaged
+        except torch.OutOfMemoryError:  # must not count as damage of the checkpoint, although it is a RuntimeError
             raise
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise does_not_fit(path, found, error) from None
@@ -202,7 +202,8 @@ class TrainState:
     def _check_best(self) -> list[str]:
         """Check the file of the best checkpoint.
 
-        If it is lost, restore it from a copy; without a copy, forget its score.
+        If it is lost, write it again from `last` or `previous`, if one of them is the same checkpoint. Otherwise,
+        forget the best score, so that a later validation chooses a new best checkpoint.
 
         Returns:
             A list with one sentence about the damage of `best`; empty if the file is whole.
@@ -222,11 +223,11 @@ class TrainState:
             if progress.step < self.recipe.schedule.steps:
                 progress.best, progress.best_step = None, 0
                 return [f"{error}; the best checkpoint is chosen anew among those from step {progress.step} on"]
-            # A run at its last step does not validate again. The export reports the lost weights.
+            # Keep the score at the run's last step: no validation follows, and the export reports the lost weights.
         return []
 
     def finish(self, end: RunEnd) -> None:
-        """Export the weights that users need, and mark the run as finished.
+        """Write the files with the weights that users need, and mark the run as finished.
 
         Only rank 0 calls this, after `train_to_end`.
 
@@ -243,14 +244,16 @@ class TrainState:
         self.close()
 
     def close(self) -> None:
-        """Send what is left to an object store, after the end of training or an error. Do nothing on a disk."""
-        with contextlib.suppress(StsslError):  # what ended the run is the message
+        """Wait for the last checkpoint, and send remaining files to the object store. Call this after errors, too."""
+        with contextlib.suppress(StsslError):  # a failed write must not hide the error that ended the run
             self.folder.checkpoints.wait()
         self.folder.end_sending()
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
-    """Build everything that one rank trains with, at step 0, and write nothing. Call `resume` before `train_to_end`.
+    """Build and return everything that one rank trains with, at step 0. Call `resume` on it before `train_to_end`.
+
+    Write nothing to the run's folder.
 
     Raises:
         ConfigError: The store or the networks cannot do what the recipe asks for.
@@ -280,10 +283,11 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
 
 
 def _shared(step: nn.Module) -> nn.Module:
-    """Wrap the training step in DDP, which sums gradients over ranks, if the run has several ranks."""
+    """Return the training step, wrapped in DDP if the run has several ranks, so that they share their gradients."""
     if world_size() == 1:
         return step
-    # Do not broadcast buffers: each rank updates them from the rows of all ranks, so they are equal already.
+    # Do not broadcast buffers in each step. The algorithm's buffers are equal on all ranks already, because each rank
+    # updates them from the patches of all ranks. BatchNorm statistics may differ until a validation averages them.
     return DistributedDataParallel(
         step, forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )

@@ -1,6 +1,6 @@
-"""Define the base class of tasks. A task makes batches and scores networks for one kind of recipe.
+"""Define the base class of tasks: what the training loop needs to know about one kind of recipe.
 
-The loop trains any task.
+A task opens the data, builds the networks, makes batches, and scores and exports the networks.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,10 @@ Made = TypeVar("Made")
 
 
 class BatchLoader(Protocol[Raw_co]):
-    """Deliver one rank's part of the patches of each step.
+    """Define the interface of loaders, which read the patches that one rank (training process) gets in each step.
 
     Attributes:
-        ranks: Number of this rank, and number of all ranks.
+        ranks: Number of this rank, counted from 0, and number of all ranks.
     """
 
     ranks: tuple[int, int]
@@ -41,12 +41,15 @@ class BatchLoader(Protocol[Raw_co]):
         ...
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows that all ranks together read in a step, by name of the stream (such as `labeled`)."""
+        """Return the numbers of the patches in the store that all ranks together read in a step.
+
+        The keys are names of kinds of patches, such as `labeled` and `unlabeled`.
+        """
         ...
 
 
 class Validation(NamedTuple):
-    """Hold the scores of a validation, and the one score that chooses the best checkpoint.
+    """Describe the result of a validation: its scores, and the one score that chooses the best checkpoint.
 
     Attributes:
         scores: Value of each score by name.
@@ -63,10 +66,10 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     Attributes:
         recipe: Recipe of the run.
-        step: Networks and everything else that is trained.
-        loader: Loader of this rank's part of the global batches.
+        step: Module with the networks, their losses and all other state of training.
+        loader: Loader of this rank's patches of the global batches.
         device: Device of the networks.
-        data: Open store, its split, and the reader of pixels.
+        data: Open store, the numbers of its training, validation and test patches, and the reader of pixels.
     """
 
     recipe: R
@@ -95,7 +98,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
         """Check before a run starts that data and networks fit the recipe. Train nothing.
 
         Returns:
-            Lines for the user on what the run trains on: patches of each part, labels and bands.
+            Lines for the user on what the run trains on: number of patches in each part of the data, labels and bands.
 
         Raises:
             ConfigError: Data or networks do not fit the recipe. The message says what would fit.
@@ -109,25 +112,25 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def batch(self, raw: Loaded) -> Made:
-        """Turn patches from the loader into augmented, normalized views on the device."""
+        """Turn patches from the loader into augmented, normalized views on the device of the networks."""
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide a batch into micro-batches, and return the training step's arguments for each.
+        """Divide a batch into micro-batches, and return the arguments of the training step for each of them.
 
-        The default is one micro-batch with all rows.
+        This default makes one micro-batch with all patches.
         """
         return [(batch, progress)]
 
     @abstractmethod
     def validate(self, progress: Progress) -> Validation:
-        """Score the networks on the validation part of the data. All ranks call this together.
+        """Score the networks on the validation patches. All ranks call this together.
 
         Args:
             progress: The last step that was taken.
         """
 
     def view_count(self, step: int) -> int:
-        """Return how many kinds of views a step uses. Later steps never use fewer kinds."""
+        """Return how many kinds of augmented views a step uses. Later steps never use fewer kinds."""
         return 1
 
     @abstractmethod
@@ -136,10 +139,10 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def about(self) -> JsonObject:
-        """Describe the data, such as the store and the sizes of its parts, for the run's record."""
+        """Return a description of the data for the run's record, such as the store and the sizes of its parts."""
 
     def labels(self) -> JsonObject | None:
-        """Describe the patches that kept their label, for `labels.json`; None if the run uses no labels."""
+        """Return a description of the labeled patches for `labels.json`; None if the run uses no labels."""
         return None
 
 

@@ -31,7 +31,7 @@ STUDENT = "averages.student.network."
 
 
 class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
-    """Train a student, its averages and an optional teacher on labeled and unlabeled patches."""
+    """Train a student and an optional teacher on labeled and unlabeled patches, with averages of their weights."""
 
     step: TeacherStudentStep
     data: RunData
@@ -49,25 +49,25 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
     @classmethod
     def check(cls, recipe: Recipe) -> list[str]:
-        """Check before a run starts that data and networks fit the recipe. Train nothing. Return lines for the user."""
+        """Check before a run starts that data and networks fit the recipe. Return lines that say what it trains on."""
         return check_recipe(recipe)
 
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """Turn stored patches into the augmented views of a step, with the random choices that the loader drew."""
+        """Turn stored patches into the augmented views of a step. The loader has made all random choices for them."""
         made: Batch = self.views(raw)
         return made
 
     def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide a batch into micro-batches if the recipe asks for them, and return each with its loss terms.
+        """Divide a batch into micro-batches if the recipe asks for them. Return the training step's arguments for each.
 
-        The algorithm makes the pseudo-labels of all micro-batches from the whole global batch.
+        Among these arguments are pseudo-labels, which the algorithm makes from all patches of the batch at once.
         """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
-        # `most` is the largest number of labeled rows of any rank, so all ranks decide the same. `plan` exchanges rows
-        # between ranks: if one rank did not call it, the others would wait forever.
+        # Compare with `most`, the largest number of labeled patches of any rank: all ranks must decide the same. `plan`
+        # exchanges data between ranks. If one rank did not call it, the others would wait forever.
         if micro is None or most <= micro:
             return [(batch, progress)]
         parts = max(1, -(-len(batch.labels) // micro))
@@ -79,12 +79,12 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return len(self._views_at(step))
 
     def validate(self, progress: Progress) -> Validation:
-        """Score the averaged student on the validation part, after its BatchNorm statistics were computed anew.
+        """Compute the BatchNorm statistics of the averaged student anew, and score it on the validation patches.
 
-        The averaged teacher is scored, too. Its scores have names such as `teacher_mAP`, and decide nothing.
+        The averaged teacher is scored, too. Its scores have names such as `teacher_mAP`, and choose no checkpoint.
 
-        With `evaluation.checkpoint: last`, the scores only inform users. The newest checkpoint with finite weights is
-        then the best. The scores are empty if the split has no validation part.
+        With `evaluation.checkpoint: last`, the scores only inform users, and the newest checkpoint with finite
+        predictions counts as the best. Without validation patches, the scores are empty, and weights must be finite.
 
         Args:
             progress: The last step that was taken.
@@ -97,23 +97,23 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         shown = {**scores, **self._teacher_scores()}
         if self.recipe.evaluation.checkpoint == "last":
             return Validation(shown, nan if diverged(scores) else None)
-        # If the score is NaN but predictions are finite, no patch of this part has any class: nothing can be scored.
-        # None then makes the newest checkpoint the best.
+        # Return None if the score is NaN but predictions are finite: no validation patch has any class, so there is
+        # nothing to score, and the newest checkpoint must count as the best.
         return Validation(shown, None if isnan(score) and not diverged(scores) else score)
 
     def _teacher_scores(self) -> dict[str, float]:
-        """Score the averaged teacher on the validation part; no scores for a run without a teacher."""
+        """Return the averaged teacher's validation scores by name; an empty dict for a run without a teacher."""
         if "teacher" not in self.step.averages:
             return {}
         found = self._scored("teacher", "validation").scores
         return {f"teacher_{name}": value for name, value in found.items()}
 
     def _finite(self) -> bool:
-        """Return True if the averaged student's weights are finite. If not, they are useless."""
+        """Return True if all weights of the averaged student are finite, so that they can be used."""
         return all(bool(torch.isfinite(value).all()) for value in self.step.averaged_network("student").parameters())
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
-        """Score the student with averaged weights on one part of the data.
+        """Compute the BatchNorm statistics of the averaged student anew, and score it on one part of the data.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -130,8 +130,8 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     def export(self, checkpoints: Checkpoints) -> None:
         """Write the best student as `student.safetensors`, the file that users ship, and sample patches beside it.
 
-        The header of the file describes the student. Names that start with `backbone.` belong to timm's network. Other
-        names, such as `site.`, belong to layers that inject metadata into it.
+        The header of the file describes the student. Weights with names that start with `backbone.` belong to timm's
+        network. Other names, such as `site.`, belong to layers that inject metadata into this network.
         """
         cdmad = self.step.algorithm.needs_blank
         description = describe_student(self.recipe, self.data, self.views.pixels, cdmad)
@@ -139,11 +139,14 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         export_weights(checkpoints, STUDENT, "student", {KEY: description.text()})
 
     def about(self) -> JsonObject:
-        """Describe the store, the sizes of its parts and the number of labeled patches."""
+        """Return a description of the store, the sizes of its parts and the number of labeled patches."""
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)} | self.start.about()
 
     def labels(self) -> JsonObject:
-        """Describe the patches that kept their label, for `labels.json`: rule, rows, names, frequencies and targets."""
+        """Return a description of the labeled patches for `labels.json`.
+
+        It has the rule that chose them, their numbers in the store, names and targets, and the frequencies of classes.
+        """
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
         return {
@@ -156,9 +159,9 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
-    """Compute the BatchNorm statistics of averaged weights from training batches. All ranks call this together.
+    """Compute the BatchNorm statistics of networks with averaged weights from training batches.
 
-    Each rank runs its share of the batches through the networks, and all get the same result.
+    All ranks call this together. Each runs its share of the batches through the networks, and all get the same result.
     If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
     Args:
@@ -171,8 +174,8 @@ def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: P
     """
     if not recipe.evaluation.batchnorm_batches:
         return
-    # Mix views and classes as in training: the weights fit such batches. Neighboring store rows often share a class,
-    # and patches without augmentation would cost points of accuracy.
+    # Use batches with the same mix of views and classes as those on which the weights were trained. Neighboring patches
+    # of the store often share a class, and patches without augmentation cost points of accuracy.
     views = step.views_at(progress) - {View.UNLABELED_WEAK}
     loader, maker = build_loader(recipe, data, lambda _: views), ViewMaker(pixels)
     parts = -(-recipe.batch.labeled // (recipe.batch.micro or recipe.batch.labeled))

@@ -1,4 +1,4 @@
-"""Load the networks of a trained run from a checkpoint, and score them on a part of its data."""
+"""Load the networks of a trained run from a checkpoint, and score them on a part of its data, such as `test`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,13 +41,13 @@ from stssl.training.teacher_student_task import calibrate
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Hold the networks of a trained run, with the weights of a checkpoint, and the data to score them on.
+    """Combine what `load_run` loads of a run: networks with the weights of a checkpoint, and data to score them on.
 
     Attributes:
         folder: Folder of the run.
         recipe: Recipe of the run. If `load_run` was given a store, the recipe names that store.
-        data: Open store, split and labels.
-        step: Training step that holds the networks, with the checkpoint's weights.
+        data: Open store, the numbers of its training, validation and test patches, and labels.
+        step: Training step with the networks, which have the checkpoint's weights.
         pixels: Scaler from stored bands to images.
         steps: Number of steps taken before the checkpoint.
     """
@@ -61,7 +61,7 @@ class TrainedRun:
 
     @property
     def progress(self) -> Progress:
-        """Return the number of the last step that trained the weights, as a `Progress`."""
+        """Return the number of the last step that trained the weights and the number of all steps, as a `Progress`."""
         return Progress(self.steps - 1, self.recipe.schedule.steps)
 
 
@@ -127,12 +127,12 @@ def read_inputs(
 
     Args:
         folder: Folder of the run.
-        rows: n store rows, in any order.
+        rows: Numbers of n patches in the store, in any sequence.
         device: Device of the result.
         store: Path of the run's store, if the store was moved after training.
 
     Returns:
-        Images [n, bands, H, W] and metadata [n, 4].
+        Images [n, bands, H, W] and metadata [n, 4], in the sequence of `rows`.
 
     Raises:
         ConfigError: `rows` is empty.
@@ -163,13 +163,13 @@ def require_name(checkpoint: str) -> None:
 
 
 def never_finite(folder: RunFolder) -> bool:
-    """Return True if no validation of a run had finite predictions, so it has checkpoints but no best one."""
+    """Return True if a run has checkpoints but no best one, because no validation had finite predictions."""
     states = [state for _, state in folder.checkpoints.newest() if not isinstance(state, UnusableError)]
     return bool(states) and not states[0]["progress"].get("best_step")
 
 
 def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "") -> CheckpointState:
-    """Read a checkpoint of a run, and check that it belongs to this run.
+    """Read a checkpoint of a run, check that it belongs to this run, and return its state.
 
     Args:
         folder: Folder of the run.
@@ -194,10 +194,10 @@ def read_own_state(folder: RunFolder, path: Path, recipe: str, advice: str = "")
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Hold the scores of an evaluation, and the path of the file with these scores.
+    """Describe an evaluation of a run: its scores, and the path of the file with these scores.
 
     Attributes:
-        scores: Scores by network and by score name.
+        scores: Scores by network and by name of the score.
         groups: Scores of groups of patches; None if no groups were asked for.
         path: JSON file with the scores. The other files lie beside it.
         patches: Number of scored patches.
@@ -258,7 +258,8 @@ def evaluate_fully(
     change = parse_change(metadata)
     trained = load_run(path, checkpoint, "cpu" if elsewhere else device, store)
     recipe, data = trained.recipe, trained.data
-    rows = torch.from_numpy(data.split.part(part))  # raise the error for an unknown part now: calibration takes minutes
+    # Find an unknown part now: the computations below take minutes before they would raise an error.
+    rows = torch.from_numpy(data.split.part(part))
     _require_seen(recipe, change)
     require_known(data.metadata[rows], change, part)
     if groups:
@@ -279,7 +280,10 @@ def evaluate_fully(
 
 
 class AskedLogits(NamedTuple):
-    """Name the run, the part and the metadata of logits to compute. The fields are arguments of `evaluate_fully`."""
+    """Say which logits other processes must compute: of which run and part of the data, and with which metadata.
+
+    The fields are arguments of `evaluate_fully`.
+    """
 
     path: str
     part: str
@@ -302,14 +306,14 @@ def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> d
 def score_networks(
     trained: TrainedRun, part: str, rows: Ints, change: MetadataChange, known: Mapping[str, Evaluation] | None = None
 ) -> dict[str, Evaluation]:
-    """Score the networks of a calibrated run on some patches, with changed metadata.
+    """Score the networks of a run on some patches with changed metadata. `calibrate` must have been called.
 
     Args:
         trained: The run, after `calibrate`.
         part: Name of the patches, for messages.
-        rows: [n] store rows of the patches.
-        change: Change of their metadata.
-        known: Evaluations that the change cannot alter, by network. They are not computed again.
+        rows: [n] numbers of the patches in the store.
+        change: How to change the metadata of the patches.
+        known: Evaluations by network that the change cannot alter. They are not computed again.
 
     Returns:
         Evaluation of each network.
@@ -340,10 +344,10 @@ def save_results(
         checkpoint: `best` or `last`.
 
     Returns:
-        Path of the JSON file. The logits lie beside it.
+        Path of the JSON file with the scores. The file with the logits lies beside it.
     """
     file = evaluation_file(trained.folder.path, part, change)
-    # Save the true metadata, not the changed one: maps need the true places.
+    # Pass the data with the true metadata, not with the changed one: maps need the true places.
     save_evaluations(results, trained.data, part, file, _about(trained, change, checkpoint))
     return file
 
@@ -372,10 +376,10 @@ def _evaluated_elsewhere(trained: TrainedRun, asked: AskedLogits, elsewhere: Els
 
 
 def predict_share(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Compute a worker's share of the logits of each network of a run.
+    """Compute the logits of each network of a run for one worker's share of the patches.
 
     Args:
-        asked: Which logits to compute.
+        asked: Run, part of the data, and metadata of the logits to compute.
         share: Number of the worker, counted from 0, and number of workers.
 
     Returns:
@@ -391,22 +395,22 @@ def predict_share(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch
 
 
 def _networks(step: TeacherStudentStep) -> tuple[str, ...]:
-    """Return the names of the networks that are scored."""
+    """Return the names of the networks to score: `student` and, if the run has one, `teacher`."""
     return ("student", "teacher")[: len(step.networks)]
 
 
 def _with_metadata(data: RunData, rows: torch.Tensor, change: MetadataChange) -> RunData:
-    """Return a copy of the data, in which the metadata of the store rows `rows` is changed as `change` says."""
+    """Return a copy of the data in which the metadata of the patches numbered `rows` is changed as `change` says."""
     table = data.metadata.clone()
     table[rows] = changed_metadata(table[rows], change)
     return replace(data, metadata=table)
 
 
 def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
-    """Check that a network of a run takes metadata, before it is changed.
+    """Check that a network of a run gets metadata. Otherwise, changing the metadata would have no effect.
 
     Raises:
-        ConfigError: The run has only a student that sees images.
+        ConfigError: The metadata must change, but the run has only a student, which sees only images.
     """
     if change.kind != "true" and recipe.model.metadata == "none":
         raise ConfigError(
@@ -416,7 +420,7 @@ def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that `cpu`, `cuda` or `auto` names.
+    """Return the device that `cpu`, `cuda` or `auto` names. `auto` means the GPU, if there is one, else the CPU.
 
     Raises:
         ConfigError: The name is unknown, or there is no GPU.
