@@ -1,11 +1,12 @@
-"""Read data sets as their makers publish them ("archives"), and convert them to stores.
+"""Read data sets as their makers publish them ("archives"), and convert them to stores (Zarr groups for training).
 
-Each format is a module with one class. The class lists the patches of an archive and reads them one by one.
-`formats` lists all formats, and `conversion` writes the store. A new format needs a module and one line in `formats`:
-the command line takes the format's options from its class, and the conformance test tries it. `synthetic` writes
-archives for trials without real data.
+Each archive format, such as `eurosat`, has a class. The class lists the patches of an archive and reads them one by
+one. `formats` lists all formats, and `conversion` writes the store. A new format needs a class in a module of this
+folder and one line in `formats`: the command line takes the format's options from the class, and the conformance test
+tries the class. `synthetic` writes made-up archives for trials without real data.
 
-This package imports each name below at its first use: all names except `FORMATS` need rasterio and pyarrow.
+This package imports `FORMATS` at once. It imports each other name below at its first use, since these names need
+rasterio and pyarrow.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Measure which share of a patch each class covers, from polygons or from a raster of class indexes.
 
-Polygons are read from GeoJSON and GeoPackage by pyogrio and shapely (extra `polygons`). The first bytes of a file
-choose the format, so no other format of GDAL is opened.
+Polygons are read from GeoJSON and GeoPackage by pyogrio and shapely (extra `polygons`), and rasters from GeoTIFF. A
+file is refused if its first bytes are those of another format: some formats of GDAL make it read any other file.
 """
 
 import re
@@ -40,18 +40,24 @@ _GEOPACKAGE = b"SQLite format 3\0"
 
 
 class AreaLabels(Protocol):
-    """Define the methods that labels of areas (polygons or a raster) must have.
+    """Define the methods that a map of classes (polygons or a raster) must have. They measure the classes of a patch.
 
     Attributes:
         classes: Names of the classes.
-        notes: Remarks for the user, one line each.
+        notes: Remarks for the user, one line each, such as the number of shapes that are left out.
     """
 
     classes: tuple[str, ...]
     notes: tuple[str, ...]
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
-        """Return True if the labels lie at least partly in an image."""
+        """Return True if this map of classes and an image may overlap. Only rectangles around both are compared.
+
+        Args:
+            grid: Grid of the image.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+        """
         ...
 
     def shares(self, grid: ImageGrid, side: int) -> Shares:
@@ -68,7 +74,7 @@ class AreaLabels(Protocol):
 
 
 def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaLabels:
-    """Open polygons or a raster of class indexes.
+    """Open a map of classes: polygons or a raster of class indexes. Return an object that measures patches.
 
     Args:
         path: GeoJSON, GeoPackage or GeoTIFF.
@@ -76,7 +82,7 @@ def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaL
         classes: Names of a raster's indexes, such as `1=forest,2=water`.
 
     Raises:
-        ConfigError: An option does not fit the file, or shapely and pyogrio are not installed.
+        ConfigError: `attribute` or `classes` does not fit the file, or shapely and pyogrio are not installed.
         DataError: The file cannot be read.
     """
     try:
@@ -102,7 +108,7 @@ class _Shapes:
 
 
 class PolygonLabels:
-    """Measure the shares of classes from polygons. Polygons of one class may overlap."""
+    """Measure which share of a patch each class covers, from polygons. An overlap of two polygons counts once."""
 
     def __init__(self, path: Path, attribute: str | None) -> None:
         """Read polygons.
@@ -143,11 +149,17 @@ class PolygonLabels:
         self._placed: dict[str, _Shapes] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without the spatial index of the polygons: another process builds its own."""
+        """Return the state to pickle, without projected polygons and spatial indexes: another process makes its own."""
         return self.__dict__ | {"_placed": {}}
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
-        """Return True if the labels lie at least partly in an image."""
+        """Return True if the rectangle around at least one polygon meets an image.
+
+        Args:
+            grid: Grid of the image.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+        """
         box = (grid.x, grid.y - height * grid.height, grid.x + width * grid.width, grid.y)
         return len(self._in(grid.crs).tree.query(_shapely().box(*box))) > 0
 
@@ -157,6 +169,9 @@ class PolygonLabels:
         Args:
             grid: Grid of the patch.
             side: Width and height of the patch in pixels.
+
+        Returns:
+            [classes] shares from 0 to 1.
 
         Raises:
             DataError: The polygons cannot be projected.
@@ -174,7 +189,7 @@ class PolygonLabels:
         return np.minimum(out, 1.0)
 
     def _in(self, crs: str) -> _Shapes:
-        """Return the polygons in the coordinate system `crs`. Remember them for later calls."""
+        """Return the polygons in the coordinate system `crs`, with a spatial index. Remember both for later calls."""
         if crs not in self._placed:
             shapely = _shapely()
             shapes, target = shapely.from_wkb(self._bytes), system_of(crs)
@@ -182,8 +197,8 @@ class PolygonLabels:
                 if self._crs.is_geographic:
                     shapes = shapely.segmentize(shapes, LONGEST_EDGE)
                 shapes = shapely.transform(shapes, lambda points: _moved(points, self._crs, target, self._path))
-                # Empty the polygons with infinite points: they lie outside the system's area, and so far from the
-                # scene.
+                # PROJ gives infinite coordinates to polygons outside the area of the coordinate system. They lie far
+                # from the scene, so replace them by empty ones, which no search finds.
                 shapes[~np.isfinite(shapely.bounds(shapes)).all(1)] = shapely.Polygon()
             self._placed[crs] = _Shapes(shapes, shapely.STRtree(shapes))
         return self._placed[crs]
@@ -199,7 +214,7 @@ def _shapely() -> Any:
 
 
 def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], Any, NDArray[np.object_], str]:
-    """Read a file of polygons. Return its description, shapes, and the class attribute's values and name."""
+    """Read a file of polygons: return its description, the shapes, their class values, and the attribute of these."""
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -218,7 +233,7 @@ def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], A
 
 
 def _attribute(fields: Sequence[str], wanted: str | None, path: Path) -> str:
-    """Return the name of the polygons' attribute that holds the class: `wanted`, or one that is called like `label`."""
+    """Return the name of the attribute with the polygons' class: `wanted`, or, if it is None, one such as `label`."""
     known = ", ".join(fields) or "none"
     if wanted is not None:
         if wanted not in fields:
@@ -252,7 +267,7 @@ def _moved(points: NDArray[np.float64], source: CRS, target: CRS, path: Path) ->
 
 @dataclass
 class RasterLabels:
-    """Measure the shares of classes from a raster of class indexes, by the nearest index at each pixel of a patch.
+    """Measure which share of a patch each class covers, from a raster: each pixel of the patch takes the nearest class.
 
     Attributes:
         path: GeoTIFF with one band of whole numbers.
@@ -265,11 +280,11 @@ class RasterLabels:
     notes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the file once, to list the indexes that occur in it.
+        """Read the raster once to find the class indexes that occur in it, and name the classes.
 
         Raises:
             ConfigError: `names` has another form, or names an index twice.
-            DataError: The file cannot be read, or has no class indexes.
+            DataError: The file is no GeoTIFF with one band of whole numbers, cannot be read, or has no named index.
         """
         if scene_driver(self.path) != SCENE_DRIVERS[0]:
             raise DataError(f"--labels: {self.path} is neither GeoJSON, GeoPackage nor GeoTIFF.")
@@ -295,7 +310,13 @@ class RasterLabels:
         self.notes = (f"the indexes {words} have no name in --classes: they are no label",) if left else ()
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
-        """Return True if the labels lie at least partly in an image."""
+        """Return True if the raster and an image overlap, False also if the image cannot be projected to the raster.
+
+        Args:
+            grid: Grid of the image.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+        """
         right, bottom = grid.x + width * grid.width, grid.y - height * grid.height
         with open_scene_file(self.path, SCENE_DRIVERS[0]) as file:
             try:
@@ -313,6 +334,9 @@ class RasterLabels:
         Args:
             grid: Grid of the patch.
             side: Width and height of the patch in pixels.
+
+        Returns:
+            [classes] shares from 0 to 1.
 
         Raises:
             DataError: The raster cannot be read.

@@ -1,4 +1,7 @@
-"""Convert the stored numbers of a band to those that students (trained networks) expect: 0 means zero reflectance."""
+"""Convert the numbers that a file stores for a band to those that students (trained networks) expect.
+
+Students expect that 0 means zero reflectance.
+"""
 
 from dataclasses import dataclass
 
@@ -11,10 +14,10 @@ from stssl.base.arrays import AnyArray
 
 @dataclass(frozen=True)
 class BandNumbers:
-    """Describe the stored numbers of a band.
+    """Describe how the stored numbers of a band become those that students (trained networks) expect.
 
     Attributes:
-        nodata: Stored number that means "not measured", beside what the file itself marks; None for none.
+        nodata: Stored number that means "not measured", in addition to the file's own mask; None if there is none.
         shift: Number to add to stored numbers.
         factor: Number to multiply the shifted numbers by.
     """
@@ -29,11 +32,11 @@ class BandNumbers:
         return not self.shift and self.factor == 1
 
     def measured(self, stored: AnyArray) -> NDArray[np.bool_] | None:
-        """Return True for each number that does not mean "not measured"; None if all numbers are measured."""
+        """Return for each stored number whether it differs from `nodata`; None if the band has no such number."""
         return None if self.nodata is None else np.asarray(stored != self.nodata)
 
     def converted(self, stored: AnyArray) -> AnyArray:
-        """Shift and scale stored integers, and clip them to the range of their type."""
+        """Return the shifted and scaled stored integers, rounded and clipped to the range of their type."""
         if self.plain:
             return stored
         limits = np.iinfo(str(stored.dtype))
@@ -42,9 +45,10 @@ class BandNumbers:
 
 
 def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
-    """Return the shift of a band's stored numbers, computed from the scale and the offset that its file states.
+    """Describe how a band's stored numbers must be shifted, by the scale and the offset that its file states.
 
-    Files of some archives state reflectance = scale * number + offset. Students expect scale * number.
+    Files of some archives state reflectance = scale * number + offset. Students expect scale * number, so the shift is
+    offset / scale. It is 0 if the file states no offset.
 
     Args:
         file: Open file.

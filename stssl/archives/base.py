@@ -41,7 +41,7 @@ class Archive(Protocol):
 
     @property
     def attributes(self) -> JsonMapping:
-        """Return further attributes for the store's Zarr group, such as published statistics."""
+        """Return further attributes for the store's Zarr group, such as the makers' statistics of the bands."""
         ...
 
     @property
@@ -102,10 +102,10 @@ class Archive(Protocol):
 
 @runtime_checkable
 class SlicedArchive(Protocol):
-    """Define the method of archives that can be cut by rows, so that a process gets only the rows that it reads."""
+    """Define the method of archives that can be cut to some patches: a process then gets only those that it reads."""
 
     def of_rows(self, rows: range) -> Archive:
-        """Return an archive that reads only these rows of the store. Rows keep their numbers."""
+        """Return an archive that can read only the patches in `rows` of the store. Their row numbers stay the same."""
         ...
 
 
@@ -214,7 +214,7 @@ class Example:
         archive: Folder or file to convert.
         patches: Its patches, in the order of the store's rows.
         label_set: Name of the store's column with the classes.
-        options: Options for the conversion.
+        options: Options of the format that the test gives to the conversion, by name.
         tolerance: Largest allowed difference between a stored and an expected pixel value: some formats lose accuracy.
     """
 
@@ -226,7 +226,7 @@ class Example:
 
 
 def time_values(when: datetime | None) -> Values:
-    """Return the columns `time` (seconds since 1970) and `day_of_year` of a UTC time; no columns if it is None."""
+    """Return a UTC time as the store columns `time` (seconds since 1970) and `day_of_year`; no columns for None."""
     if when is None:
         return {}
     when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
@@ -234,7 +234,7 @@ def time_values(when: datetime | None) -> Values:
 
 
 def season_of(when: datetime | None) -> str:
-    """Return the meteorological season in the northern hemisphere; an empty text if the date is None."""
+    """Return the meteorological season of a date in the northern hemisphere, such as `winter`; empty if it is None."""
     return SEASONS[when.month] if when else ""
 
 
@@ -242,9 +242,10 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def degrees(cell: object) -> float:
-    """Read the number in a cell of a table. Return NaN if the cell holds no number.
+    """Read a latitude or longitude in a cell of a table. Return NaN if the cell holds no number.
 
-    `1_0` is a number in Python, and `48,1` is a number in some countries. Both give NaN: a wrong place would be worse.
+    `1_0` is a number in Python, and `48,1` is a number in some countries. Both give NaN, since a wrong place would be
+    worse than a missing one.
     """
     if isinstance(cell, str):
         return float(cell) if _NUMBER.fullmatch(cell := cell.strip()) else float("nan")

@@ -140,7 +140,9 @@ class BigEarthNet1:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests: six patches and a split's lists. One patch has no labels and is in no list.
+        """Write a tiny archive for tests, and return the values that its store must hold.
+
+        It has six patches and the lists of a split. The last patch has no labels and is in no list.
 
         Args:
             folder: Empty folder to write into.
@@ -166,10 +168,10 @@ class BigEarthNet1:
         return Example(archive, tuple(patches), "labels_43")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: labels from its JSON file, its bands, and what the archive's lists say of it.
+        """Read one patch: its bands, its labels from the JSON file, and its values in the archive's lists.
 
-        The lists give splits, country, snow and clouds. A foreign, duplicate or damaged patch is returned with
-        its error noted.
+        The lists give splits, country, snow and clouds. A patch of v2.0, a second patch of one name, or a damaged
+        patch is returned with an error in its list of problems.
 
         Args:
             row: Row of the patch in the store.
@@ -179,7 +181,7 @@ class BigEarthNet1:
         patch.values |= {column: flags[row] for column, flags in self._flags.items()}
         patch.values["country"] = self._countries[row]
         if V2_NAME.fullmatch(name):
-            # Keep the row: rows are never removed, and the report should name each foreign patch.
+            # Do not skip the patch: a conversion never removes rows, and its report must name each patch of v2.0.
             patch.complain(BadPatchError("foreign", f"{name} is of BigEarthNet v2.0: convert it as bigearthnet-v2"))
             return patch
         # Names are sorted, so equal names are neighbors. Only the first patch with a name keeps its pixels.
@@ -195,9 +197,9 @@ class BigEarthNet1:
 
 
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
-    """List the relative paths of patch folders, up to three levels down.
+    """Yield the paths of patch folders relative to the archive. Search up to three levels of folders by default.
 
-    Folders of v2.0 are listed too. So the conversion reports them, and does not skip them silently.
+    Patch folders of v2.0 are listed too, so that the conversion reports them and does not skip them silently.
 
     Args:
         folder: Folder to search.
@@ -227,7 +229,7 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Return True if a folder has files named like those of a BigEarthNet patch, though its own name is unknown."""
+    """Return True if a folder has files named like those of a BigEarthNet patch. Its own name does not matter."""
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -236,11 +238,11 @@ def _holds_bands(path: str) -> bool:
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
-    """Read a list of patch names, such as that of patches with snow, and mark the patches that it names.
+    """Read a list of patch names, such as that of patches with snow. Return for each patch whether the list names it.
 
     Args:
         names: Names of all patches.
-        path: File of the list. If it is None, all values are False.
+        path: File of the list. If it is None, the result is False for all patches.
 
     Returns:
         [patches] True if the list names the patch.
@@ -250,7 +252,12 @@ def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
 
 
 def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
-    """Read the country of each patch from a table or from a folder with v2.0's tables; empty if it is unknown."""
+    """Return the country of each patch, [patches] texts, as a table names it; an empty text if none does.
+
+    Args:
+        names: Names of all patches.
+        path: Table, or folder with v2.0's tables; None if there is none.
+    """
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
         table = columns_of(read_table(file), {name: (name,) for name in ID_NAMES} | {"country": ABOUT["country"]}, file)
@@ -261,7 +268,7 @@ def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
 
 
 def read_patch_json(patch: Patch, path: Path) -> None:
-    """Read labels, time and place of a v1.0 patch into `patch`. Add smaller problems to the patch's list of problems.
+    """Read labels, time and place of a v1.0 patch into `patch`. Add an unusable one of these to the patch's problems.
 
     The time comes from the JSON file only: the time in many patch names is wrong.
 
@@ -296,6 +303,9 @@ def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
         labels: Names of the patch's classes.
         known: All class names of the data set: `LABELS_43` or `LABELS_19`.
 
+    Returns:
+        The column `labels_19`, and `labels_43` if `known` is `LABELS_43`: 1 for each class of the patch, else 0.
+
     Raises:
         BadPatchError: The patch has no label, or a label that is not in `known`.
     """
@@ -324,7 +334,7 @@ def _date(text: object) -> Values:
 def _place(projection: str, corners: JsonMapping) -> Values:
     """Turn the corners in a patch's JSON file into the place columns of a store.
 
-    These are the center in degrees, and the upper left corner in the projected grid.
+    These columns are the center in degrees, the upper left corner in the projected grid, and the grid's EPSG code.
     """
     try:
         ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))

@@ -111,7 +111,9 @@ class BigEarthNet2:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests: six patches of one product, and a table that lacks the last patch.
+        """Write a tiny archive for tests, and return the values that its store must hold.
+
+        It has six patches of one Sentinel-2 product, and a metadata table that lacks the last patch.
 
         Args:
             folder: Empty folder to write into.
@@ -138,7 +140,7 @@ class BigEarthNet2:
         return Example(folder / "BigEarthNet-S2", tuple(patches), "labels_19")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: its bands, its corner, and its row in the tables.
+        """Read one patch: its bands, place, date and reference map, and its labels and flags in the metadata tables.
 
         Args:
             row: Row of the patch in the store.
@@ -168,7 +170,7 @@ class BigEarthNet2:
         return patch
 
     def _find_maps(self, given: Path | None, beside: list[Path]) -> Path | None:
-        """Find the folder of reference maps: the given folder, or else one beside the archive.
+        """Return the folder of reference maps: the given one, or else one beside the archive; None if there is neither.
 
         Raises:
             DataError: The given folder has no maps for the archive's products.
@@ -184,12 +186,12 @@ class BigEarthNet2:
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
-            if problem.code != "missing_band":  # a patch without its map stays usable
+            if problem.code != "missing_band":  # a missing map is no error: labels do not come from it
                 patch.complain(BadPatchError("bad_map", str(problem)))
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Yield the relative paths of all patch folders: those in product folders, and patches of v1.0 beside these."""
+    """Yield the paths of all patch folders relative to the archive, also those of v1.0 beside the product folders."""
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -200,7 +202,7 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
-    """Read the metadata tables in some files and folders, and join them into one table.
+    """Read the metadata tables in some files and folders, and return all their rows as one table.
 
     Raises:
         DataError: No table was found, or a table lacks a column.
@@ -217,14 +219,14 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
         missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise DataError(f"the metadata of {archive} lacks the columns {', '.join(missing)}")
-        # A CSV copy of these tables holds each list as text: each letter would be taken for a label.
+        # A CSV copy of these tables holds each list of labels as text, and each letter would be taken for a label.
         if not getattr(table.schema.field("labels").type, "value_type", None):
             raise DataError(f"the metadata of {archive} has no lists of labels. Give the archive's own {TABLES[0]}.")
     return pyarrow.concat_tables([table.select(needed) for table in found], promote_options="permissive")
 
 
 class _Table:
-    """Hold the columns of the metadata tables, with their rows in the sequence of the archive's patches."""
+    """Hold the columns of the metadata tables (labels, split, country, flags), sorted as the patches of the archive."""
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}
@@ -239,12 +241,12 @@ class _Table:
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
     def arrays(self) -> tuple[AnyArray, ...]:
-        """Return the values of the metadata tables as arrays, for a hash: changed tables mean another conversion."""
+        """Return the values of the metadata tables as arrays. Their hash tells conversions with other tables apart."""
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> Values:
-        """Return labels, country, season, snow and clouds of a patch as the tables list them, as columns of a store.
+        """Return labels, split, country, snow and clouds of a patch from the metadata tables, as columns of a store.
 
         Args:
             row: Row of the patch in the store.
@@ -277,12 +279,12 @@ def _date(name: str) -> Values:
 
 
 def _place(path: Path) -> Values:
-    """Read the place of a patch from the georeference of one band's file. Return it as the place columns of a store."""
+    """Read the place of a patch from one band's file. Return it as store columns; no columns if the file is missing."""
     try:
         data = path.read_bytes()
     except OSError:
-        return {}  # `read_bands` reports the missing file.
-    # Try the direct reader first: GDAL needs milliseconds to open a file.
+        return {}  # This is no error here, since `read_bands` reports the missing file.
+    # Try the direct reader first, since GDAL needs milliseconds to open a file.
     corner = utm_corner(data)
     if corner is None:
         frame = georeference(path, path.name)

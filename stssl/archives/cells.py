@@ -1,4 +1,7 @@
-"""Read the cells of a manifest: paths, times, places, parts of a split. After a bad cell, the others are still read."""
+"""Read the cells of a manifest (a table of images): paths, times, places, and parts of a split, such as `train`.
+
+Each kind of cell has its own function, so a bad cell does not keep the other cells of a row from being read.
+"""
 
 import os
 import re
@@ -50,9 +53,13 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """Find rows of a table that name the same image file. Return for each row the first row with its file.
+    """Return for each row of a table the first row that names the same image file.
 
     A file may have many names, such as `b`, `a/../b`, `./b` or a link.
+
+    Args:
+        folder: Folder that relative paths start at.
+        names: Path of the image in each row.
     """
     first: dict[str, int] = {}
     parents: dict[str, str] = {}
@@ -90,7 +97,7 @@ def time_of(cell: object) -> Values:
 
 
 def _moment(cell: object) -> datetime:
-    """Convert a cell of a table to a time.
+    """Convert a cell of a table to a time, which has a time zone only if the cell states one.
 
     Raises:
         BadPatchError: The cell is no ISO 8601 time.
@@ -146,7 +153,9 @@ def place_of(lat: object, lon: object, row: int) -> Values:
 
 
 def split_of(cell: object) -> Values:
-    """Read `train`, `validation` or `test` in a cell of a table. Return the split's column; no column if it is empty.
+    """Read `train`, `validation` or `test` in a cell. Return its code as the store column `split_official`.
+
+    Return no column if the cell is empty.
 
     Raises:
         BadPatchError: The cell names no part of a split.
@@ -161,7 +170,7 @@ def split_of(cell: object) -> Values:
 
 
 def place_name(cell: object) -> str:
-    """Convert a cell with the id of a location to text. 7.0 becomes `7`, and an empty cell gives an empty text."""
+    """Return the id of a location in a cell of a table as text. 7.0 becomes `7`, and an empty cell an empty text."""
     if is_missing(cell):
         return ""
     text = str(cell).strip()

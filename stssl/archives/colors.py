@@ -70,7 +70,7 @@ TURN = 0.6180339887498949
 
 
 def class_colors(classes: Sequence[str]) -> list[str]:
-    """Return a color such as `#e6004d` for each class. Equal class lists always get equal colors."""
+    """Return a color such as `#e6004d` for each class. The same list of classes gets the same colors in every map."""
     if all(name in KNOWN for name in classes):
         return [KNOWN[name] for name in classes]
     return [_spread_color(number) for number in range(len(classes))]

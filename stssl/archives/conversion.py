@@ -1,7 +1,7 @@
-"""Convert archives to stores. One Ray task converts one shard. No other task writes this shard. Ray repeats lost tasks.
+"""Convert archives to stores. One Ray task converts one shard (a file of many patches), and no other task writes it.
 
 The archive reads patches, and `stssl.store.writer` writes the store's files. This module connects the two and spreads
-the shards over the cluster.
+the shards over the cluster. Ray repeats a task whose worker dies.
 """
 
 import csv
@@ -66,8 +66,9 @@ class Options:
         shard: Number of patches in a shard.
         limit: Number of patches to convert, starting at the first one; None converts all.
         strict: True to stop at the first bad patch.
-        workers: Number of CPUs for a Ray on this machine. None takes all. 0 converts in this process without Ray.
-        address: Address of a Ray cluster; None starts Ray on this machine.
+        workers: Number of CPUs that Ray may use on this machine; None takes all. 0 converts in this process, without
+            Ray. A cluster uses all its CPUs.
+        address: Address of a Ray cluster. None takes `RAY_ADDRESS`, or starts Ray on this machine if that is not set.
     """
 
     codec: str = "lz4"
@@ -100,7 +101,7 @@ def convert_archive(
         Counts of patches, shards and errors.
 
     Raises:
-        ConfigError: The format, the codec or an option is unknown.
+        ConfigError: The format, the codec or an option is unknown, or the store lies in a folder of scenes.
         DataError: The archive does not exist, the store belongs to another conversion, another process writes the
             store, no patch can be used, or a patch is bad and `strict` is set.
         RunError: Ray cannot be reached, or its workers die again and again.
@@ -132,7 +133,7 @@ def convert_archive(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """Read the report of errors of a conversion, and return the first patch of each kind of error with its message.
+    """Read the error report of a conversion. Return by name of the error a text: the first such patch and its message.
 
     Return an empty dict if the report was removed.
     """
@@ -148,10 +149,10 @@ def _paths(archive: ArchivePlace) -> list[Path]:
 
 
 def _require_outside(store: str, archive: ArchivePlace) -> None:
-    """Refuse a store inside a folder that is searched for images: a later conversion could read it.
+    """Refuse a store inside a folder of scenes: a later conversion of this folder would search the store for images.
 
     Raises:
-        ConfigError: The store lies inside the archive.
+        ConfigError: The store lies inside a folder of the archive.
     """
     for path in _paths(archive):
         if not is_remote(store) and path.is_dir() and Path(store).resolve().is_relative_to(path.resolve()):
@@ -159,7 +160,7 @@ def _require_outside(store: str, archive: ArchivePlace) -> None:
 
 
 def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive:
-    """Open an archive and list its patches.
+    """Open an archive, which lists its patches, and return it.
 
     Args:
         source: Name of the archive format.
@@ -191,9 +192,9 @@ def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan what a conversion will write: arrays, columns, splits, and an identity.
+    """Plan what a conversion will write: arrays, columns, splits, and values that identify the conversion.
 
-    The identity is equal if the same conversion is started again, and different for any other conversion.
+    These values are equal if the same conversion is started again, and different for any other conversion.
 
     Args:
         source: Name of the archive format.
@@ -234,7 +235,7 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 def verify_store(
     store: str | Path, archive: ArchivePlace | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
-    """Check a store's checksums, hashes and counts, and return the problems.
+    """Check a store's checksums, hashes and counts. Return the numbers of checked patches, and the problems.
 
     If an archive is given, compare every pixel of the store with it.
 
@@ -290,7 +291,8 @@ class Job:
                 "cluster sees it; run the same `stssl convert` again then."
             )
         for name, patch in zip(names, patches, strict=True):
-            # Check `strict` only now: if the whole archive is missing, all patches are bad. The error above says so.
+            # Check `strict` only after the paths: if this node does not see the archive, all patches are bad, and only
+            # the error above names the cause.
             if patch.problems and self.strict:
                 code, words = patch.problems[0]
                 raise DataError(f"patch {name}: {code}: {words}. Without --strict it would be listed and passed over.")
@@ -298,7 +300,7 @@ class Job:
         return shard
 
     def _read(self, row: int) -> Patch:
-        """Read one patch from the archive. After an error of the disk, return a patch that is marked as bad."""
+        """Read one patch from the archive. If the file system fails, return a patch with the problem `unreadable`."""
         try:
             return self.archive.read(row)
         except OSError as error:
@@ -347,10 +349,12 @@ _jobs: dict[object, Job] = {}
 
 
 def _task(shared: list[Any], shard: int, archive: Archive | None) -> int:
-    """Convert one shard (a file of many patches) in a Ray worker. The worker keeps the job for its next tasks.
+    """Convert one shard (a file of many patches) in a Ray worker, and return its number.
+
+    The worker process keeps the job (archive and writer), so its next tasks need not load it again.
 
     Args:
-        shared: Reference to the job.
+        shared: List with one item, Ray's reference to the job.
         shard: Number of the shard.
         archive: The archive, cut to the shard's rows; None if the job has the whole archive.
     """

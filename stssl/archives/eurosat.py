@@ -1,9 +1,9 @@
 """Read EuroSAT (Helber et al. 2019, arXiv:1709.00029): 27,000 patches of 64x64 in ten class folders or their zip.
 
 RGB images are JPEGs without georeference, so places come from a table. Multispectral images are GeoTIFFs of 13 bands.
-The split follows the code of "Context Matters" (arXiv:2404.18583). That code sorts the patches of each class by name:
-the first 80 % are for training and the last 20 % for the test: this is the split `published`. In the split `official`,
-the last eighth of this training part is the validation part, so no choice depends on test patches.
+The split `published` is that of the code of "Context Matters" (arXiv:2404.18583). That code sorts the patches of each
+class by name. It trains on the first 80 % and tests on the last 20 %. In the split `official`, the last eighth of this
+training part is the validation part, so that checkpoints and settings can be chosen without test patches.
 """
 
 import csv
@@ -55,7 +55,7 @@ MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLU
 
 
 class _Images:
-    """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their bytes."""
+    """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their files."""
 
     label_sets = ("label",)
     splits = ("official", "published")
@@ -78,9 +78,9 @@ class _Images:
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """Make the patch of an image with its class and split, but without pixels.
+        """Return a patch for an image that has its class and splits, but no pixels yet.
 
-        Report a problem if an earlier image has the same name.
+        If an earlier image has the same name, add this to the patch's list of problems.
         """
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
@@ -92,7 +92,7 @@ class _Images:
         return patch
 
     def _bytes(self, member: str) -> bytes:
-        """Return the bytes of one file in the archive's folder or zip.
+        """Return the bytes of the image file `member` in the archive's folder or zip.
 
         Raises:
             BadPatchError: The file cannot be read, or is larger than any image of EuroSAT.
@@ -105,7 +105,7 @@ class _Images:
             info = self._zip.getinfo(member)
             if info.file_size > MOST_MEMBER:
                 raise BadPatchError("unreadable", f"{member} claims {info.file_size:,} bytes: no image of EuroSAT has")
-            # Python's readers of other packing methods could unpack more bytes than this limit allows.
+            # For other compression methods, Python could unpack more bytes than this limit allows.
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise BadPatchError("unreadable", f"{member} is packed by method {info.compress_type}, not deflated")
             return self._zip.read(info)
@@ -142,7 +142,9 @@ class EuroSat(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests: eleven JPEGs of two classes, and a table of their coordinates.
+        """Write a tiny archive for tests, and return the values that its store must hold.
+
+        It has eleven JPEGs of two classes, and a table of their coordinates.
 
         Args:
             folder: Empty folder to write into.
@@ -164,7 +166,7 @@ class EuroSat(_Images):
         return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
 
     def _places_digest(self) -> str | None:
-        """Return a hash of all places, which tells conversions with different tables apart; None without a table."""
+        """Return a hash of all places, or None without a table. It tells conversions with different tables apart."""
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
@@ -182,7 +184,7 @@ class EuroSat(_Images):
             patch.complain(problem)
         if self.places:
             place = self.places.get(self.names[row], (float("nan"),) * 2)
-            # Check that the place is in Europe: if the table swaps latitude and longitude, it is not.
+            # Check that the place is in Europe. If the table swaps latitude and longitude, the place lies elsewhere.
             (south, north), (west, east) = EUROPE
             if good_place(*place) and south <= place[0] <= north and west <= place[1] <= east:
                 patch.values["lat"], patch.values["lon"] = place
@@ -232,7 +234,7 @@ class EuroSatMs(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests: eleven GeoTIFFs of two classes.
+        """Write a tiny archive for tests, eleven GeoTIFFs of two classes. Return the values that its store must hold.
 
         Args:
             folder: Empty folder to write into.
@@ -283,7 +285,7 @@ def _grid_values(data: bytes, member: str) -> Values:
 
 
 def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
-    """List the paths of an archive's images: `<Class>/<Class>_<number>` with one of the endings.
+    """List the images of a folder or zip: paths such as `Forest/Forest_1.jpg`, with a known class and a given ending.
 
     Raises:
         DataError: The archive is neither a folder nor a readable zip file.
@@ -305,7 +307,7 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
     """Read the places of images from a CSV file.
 
     Returns:
-        Each file's name without its ending, with latitude and longitude in degrees; NaN if a cell holds no number.
+        Latitude and longitude in degrees, by file name without ending; NaN if a cell holds no number.
 
     Raises:
         DataError: The table cannot be read or lacks a column.
@@ -321,12 +323,14 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Assign each EuroSAT image to train, validation or test. Return the code of the part for each image.
+    """Assign each EuroSAT image to train, validation or test. Return a code of `SPLIT_CODES` for each image.
 
-    The names of each class are sorted as texts: the first 70 % are train, the next 10 % validation, the rest test.
+    The names of each class are sorted as texts. Of these, the first 70 % are train, the next 10 % validation, and the
+    last 20 % test.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
-    # Sort as texts, like the code of the paper: Forest_10 comes before Forest_2.
+    # Sort names as texts, so that Forest_10 comes before Forest_2: the code of the paper does so, and the split must be
+    # the same.
     for name in sorted(set(names)):
         by_class[name.rpartition("_")[0]].append(name)
     code_of = dict.fromkeys(names, SPLIT_CODES["train"])

@@ -1,4 +1,4 @@
-"""Write the image files of example archives. In each band of a patch, all pixels have one value."""
+"""Write the image files of example archives (tiny archives for tests). All pixels of a band have one value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ EPSG = 32633
 
 @dataclass(frozen=True)
 class ExampleGrid:
-    """Hold the place of an example patch in UTM zone 33 N.
+    """Describe the square on the ground that an example patch shows, in UTM zone 33 N.
 
     Attributes:
         ulx: Easting of its upper left corner in meters.
@@ -47,9 +47,9 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
 
     Args:
         path: File to write. A missing folder is made.
-        values: One value for each band: all its pixels get this value.
+        values: Value of all pixels, one for each band.
         size: Width and height in pixels.
-        grid: Place of the image.
+        grid: Square on the ground that the image shows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     step = grid.side / size
@@ -71,7 +71,7 @@ def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[flo
         place: Latitude and longitude of the center in degrees.
 
     Returns:
-        Place of the patch in UTM zone 33 N.
+        Square on the ground that the patch shows, in UTM zone 33 N.
     """
     grid = grid_around(*place, side=PATCH_SIDE)
     for array, bands in RESOLUTION.items():

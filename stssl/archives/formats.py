@@ -1,7 +1,8 @@
-"""List the archive formats.
+"""List the archive formats by name.
 
-A new format is one file in this folder and one line here. The command line takes the format's options from its class,
-and the conformance test tries it. This module imports nothing: `stssl --help` must not wait for rasterio.
+A new format needs a class in a module of this folder, and one line here. The command line takes the format's options
+from the class, and the conformance test tries the class. This module imports nothing, so that `stssl --help` need not
+wait for rasterio.
 """
 
 FORMATS = {

@@ -21,7 +21,7 @@ MEASURED_PIXELS = 100
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Hold the grid of an image that is not turned against its coordinate system: north is up.
+    """Describe where the pixels of an image lie. The image must not be turned: north is up in its coordinate system.
 
     Attributes:
         crs: Coordinate system, such as `EPSG:32633`; as WKT if it has no EPSG code.
@@ -38,16 +38,16 @@ class ImageGrid:
     height: float
 
     def at(self, row: int, column: int) -> "ImageGrid":
-        """Return the grid of a part of the image, which begins at a row and a column."""
+        """Return the grid of that part of the image which begins at the pixel in `row` and `column`."""
         return replace(self, x=self.x + column * self.width, y=self.y - row * self.height)
 
     def resized(self, down: float, across: float) -> "ImageGrid":
-        """Return the grid of the image after a change of its pixels: `down` times as high, `across` times as wide."""
+        """Return the grid of the resampled image, with pixels `down` times as high and `across` times as wide."""
         return replace(self, width=self.width * across, height=self.height * down)
 
     @property
     def meters(self) -> float:
-        """Return the pixel size on the ground in meters; 0 if pixels are not square, or lie at no place of the Earth.
+        """Return the pixel size on the ground in meters; 0 if pixels are not square or have no place on the Earth.
 
         Units of a coordinate system are not always meters on the ground: those of Web Mercator are not.
         """
@@ -67,13 +67,13 @@ class ImageGrid:
 
     @property
     def columns(self) -> Values:
-        """Return the grid as columns of a store."""
+        """Return coordinate system, upper left corner and pixel size of the image as columns of a store."""
         sizes = {"pixel_width": self.width, "pixel_height": self.height}
         return {"crs": self.crs, "corner_x": self.x, "corner_y": self.y, **sizes}
 
 
 def system_of(crs: str) -> CRS:
-    """Make the coordinate system that a text of `ImageGrid.crs` names.
+    """Return the coordinate system for a text such as `EPSG:32633` or WKT, which `ImageGrid.crs` holds.
 
     Raises:
         ValueError: PROJ does not know this system.
@@ -82,24 +82,27 @@ def system_of(crs: str) -> CRS:
 
 
 def _definition(crs: str) -> str | int:
-    """Turn a text of `ImageGrid.crs` into the argument `definition` of `to_degrees`: an EPSG code or WKT."""
+    """Turn a text of `ImageGrid.crs` into the form that `to_degrees` takes: an EPSG code as a number, or WKT."""
     return int(crs.removeprefix("EPSG:")) if crs.startswith("EPSG:") else crs
 
 
 def degree_meters(latitude: float) -> tuple[float, float]:
-    """Return the length of a degree of latitude and of longitude in meters (WGS 84, series of the ellipsoid)."""
+    """Return the lengths of a degree of latitude and of a degree of longitude, at a latitude, in meters (WGS 84)."""
     at = math.radians(latitude)
     north = 111132.92 - 559.82 * math.cos(2 * at) + 1.175 * math.cos(4 * at)
     return north, 111412.84 * math.cos(at) - 93.5 * math.cos(3 * at) + 0.118 * math.cos(5 * at)
 
 
 def footprint(crs: str, xs: Sequence[float], ys: Sequence[float]) -> tuple[Doubles, Doubles]:
-    """Transform points of a coordinate system to longitudes and latitudes (WGS 84, degrees); NaN where impossible.
+    """Transform n points of a coordinate system to degrees (WGS 84).
 
     Args:
         crs: Coordinate system as in `ImageGrid.crs`.
         xs: [n] x of the points.
         ys: [n] y of the points.
+
+    Returns:
+        Longitudes [n] and latitudes [n]; NaN where a point cannot be transformed.
     """
     try:
         lat, lon = to_degrees(_definition(crs), xs, ys)
@@ -110,7 +113,7 @@ def footprint(crs: str, xs: Sequence[float], ys: Sequence[float]) -> tuple[Doubl
 
 
 def grid_of(file: DatasetReader) -> ImageGrid | None:
-    """Read the grid of an open image. Return None if it has no coordinate system, or is turned against it."""
+    """Read the grid of an open image. Return None if the image has no coordinate system, or north is not up in it."""
     plane = file.transform
     if file.crs is None or plane.is_identity or plane.b or plane.d or plane.a <= 0 or plane.e >= 0:
         return None
@@ -121,7 +124,7 @@ def grid_of(file: DatasetReader) -> ImageGrid | None:
 
 
 def common_meters(grids: Sequence[ImageGrid | None]) -> float:
-    """Return the pixel size in meters that all images share; 0 if the sizes differ or an image has none."""
+    """Return the pixel size in meters that all images share; 0 if the sizes differ or one is unknown."""
     sizes = [0.0 if grid is None else grid.meters for grid in grids]
     if not sizes or min(sizes) <= 0 or max(sizes) / min(sizes) - 1 > EQUAL:
         return 0.0

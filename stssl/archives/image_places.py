@@ -1,8 +1,8 @@
 """Find the place of an image from its file: from a geotransform, control points, rational polynomials or EXIF.
 
 If a file says nothing about its place, the image has no place, which is no error. If a file gives an unusable place,
-the image has wrong coordinates, which is an error. Examples: a projection without a geotransform, a local grid, another
-planet.
+this is an error. Examples of unusable places are a projection without a geotransform, a local grid, and a place on
+another planet.
 """
 
 import math
@@ -57,7 +57,11 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
 
 
 def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
-    """Find latitude and longitude of the center of an open image. Return None if the file says nothing about them."""
+    """Return latitude and longitude of the center of an open image; None if the file says nothing about its place.
+
+    Raises:
+        BadPatchError: The file's information on the place is unusable.
+    """
     row, column = file.height / 2, file.width / 2
     points, points_crs = file.gcps
     if not file.transform.is_identity:
@@ -101,7 +105,7 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 
 def _wrapped(lon: float) -> float:
-    """Move a longitude from -360..360 into -180..180. Other numbers stay as they are: the caller refuses them."""
+    """Return a longitude from -360..360 as one from -180..180. Leave other numbers, which the caller refuses."""
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
@@ -122,13 +126,13 @@ def _from_points(
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
     pixels = np.array([(point.col, point.row, 1.0) for point in points])
     if crs.is_geographic:
-        for point in points:  # longitudes -179.9 and 179.9 are neighbors, but a fitted plane would not know it
+        for point in points:  # -179.9 and 179.9 degrees are neighbors, but the fitted plane takes them for far apart
             point.x -= 360 * round((point.x - points[0].x) / 360)
     ground = np.array([(point.x, point.y) for point in points])
     if len(points) < 3 or np.linalg.matrix_rank(pixels) < 3:
         raise BadPatchError("bad_coordinates", f"{name} has {len(points)} control points, which span no area")
     plane = from_gcps(points)
-    # If the points lie in no plane, the center could be anywhere. Having no place is better than a wrong place.
+    # If the points do not fit a plane, it could put the center anywhere. An error is better than a wrong place.
     missed = np.array([_applied(plane, column, row) for column, row, _ in pixels]) - ground
     if np.linalg.norm(missed, axis=1).max() > _FIT * max(float(np.linalg.norm(np.ptp(ground, axis=0))), 1e-12):
         raise BadPatchError("bad_coordinates", f"{name} has control points that lie in no plane")

@@ -1,4 +1,4 @@
-"""Open the images of unknown sources. Respect what a file says about its values, or refuse the file.
+"""Open images from unknown sources, and follow what a file says about its values. Refuse a file that is not understood.
 
 Only four formats are read: GeoTIFF, PNG, JPEG and JPEG 2000. GDAL chooses a format by content. So a file called
 `B04.tif` may be a VRT or WMS description, which makes GDAL read any file and send requests. To prevent this, the first
@@ -84,8 +84,8 @@ class Picture:
         measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
         colors: Color of each band, as the file states it, such as `red` or `undefined`.
         scaling: Scale and offset of each band, as the file states them.
-        names: Descriptions of the bands by the file; empty where it has none.
-        grid: Coordinate system, corner and pixel size by the file; None if it does not say them.
+        names: Names of the bands, as the file describes them; an empty text for a band without a description.
+        grid: Coordinate system, corner and pixel size, as the file states them; None if it does not.
     """
 
     pixels: AnyArray
@@ -105,7 +105,7 @@ class _Bands(NamedTuple):
 
 
 def read_bytes(source: Path | BytesIO, name: str) -> bytes:
-    """Read a whole file of limited size.
+    """Return the bytes of an image file. Refuse a file that is larger than any patch.
 
     Args:
         source: Path or open file.
@@ -133,7 +133,7 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
-    """Open an image in memory with one of the allowed GDAL drivers, after a check of the size that its header states.
+    """Open an image in memory with one of the allowed GDAL drivers. First check the size that its header states.
 
     Args:
         data: The file's bytes.
@@ -161,12 +161,12 @@ def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """Return the message of an error as one line, without folders: they differ between machines."""
+    """Return an image's name and an error's message as one line. Leave out folders, which differ between machines."""
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
 def _refuse_giants(file: DatasetReader, name: str) -> None:
-    """Raise an error if an image's header states an impossible size: GDAL would write zeros for minutes."""
+    """Raise an error if an image's header states an impossible size: GDAL would fill memory with zeros for minutes."""
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
     # A tile may claim to be larger than its image. GDAL would decode the whole tile.
     block = max((height * width for height, width in file.block_shapes), default=0)
@@ -175,7 +175,7 @@ def _refuse_giants(file: DatasetReader, name: str) -> None:
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Raise an error if a JPEG 2000 file states too many tiles: its library reserves memory for all of them at once."""
+    """Raise an error if a JPEG 2000 file states too many tiles or pixels: GDAL would reserve memory for all of them."""
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
@@ -209,7 +209,7 @@ def exif_of(data: bytes) -> Image.Exif:
 
 
 def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Picture:
-    """Read an image and follow what its file says about its values.
+    """Read the pixels of an image, and follow what its file says about them.
 
     A palette becomes red, green and blue. Bands of transparency become the mask. If a JPEG or PNG file says that it is
     turned, its pixels are turned upright.
@@ -264,7 +264,7 @@ def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
 
 
 def _refuse_meanings(file: DatasetReader, name: str) -> None:
-    """Raise an error if the values of an image are neither brightness nor reflectance, such as CMYK colors."""
+    """Raise an error if the values of an image are neither brightness nor reflectance, or if it has several pages."""
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
         raise BadPatchError("unreadable", f"{name} has several pages, of which one alone would be read")
@@ -285,7 +285,7 @@ def _palette(file: DatasetReader) -> bool:
 
 
 def _expanded(file: DatasetReader, name: str) -> _Bands:
-    """Read an image with a palette: replace each index by its color."""
+    """Read an image with a palette: replace each index by its color. Transparent pixels count as not measured."""
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
     table = np.zeros((256, 4), np.uint8)
@@ -303,14 +303,14 @@ def _expanded(file: DatasetReader, name: str) -> _Bands:
 def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
     """Read all bands of an image without a palette, and the mask of measured pixels.
 
-    A band of transparency becomes a part of the mask.
+    A band of transparency (alpha) is not among the bands: its transparent pixels count as not measured.
     """
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
-    # One call is enough: this mask of GDAL combines the file's nodata values, masks and alpha.
+    # One call is enough, since GDAL combines the file's nodata values, masks and alpha in this mask.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:
@@ -323,7 +323,7 @@ def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
 
 
 def _premultiplied(data: bytes) -> bool:
-    """Return True if a TIFF says that its colors are multiplied by alpha. GDAL does not report this."""
+    """Return True if a tag of a TIFF says that its colors are multiplied by alpha. GDAL does not report this tag."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
@@ -335,7 +335,7 @@ def _premultiplied(data: bytes) -> bool:
 def fill_unmeasured(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Give pixels that are not measured the mean of their band. If a new size is given, resample the image first.
+    """Fill pixels that are not measured with the mean of the measured ones in their band. Resample first if asked.
 
     Args:
         values: [bands, H, W] pixels.
@@ -343,7 +343,7 @@ def fill_unmeasured(
         size: New width and height in pixels; None keeps the size.
 
     Returns:
-        The filled pixels, and the mask of measured pixels.
+        The filled pixels, and the mask of measured pixels, both [bands, H, W] or [bands, size, size].
     """
     shown = np.ones(values.shape, np.bool_) if measured is None else measured
     out, there = [], []
@@ -373,7 +373,8 @@ def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[Any
 def _upright(data: bytes, file: DatasetReader, name: str) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 if the image is upright or has no such tag.
 
-    Refuse a turned TIFF: its place would have to turn too.
+    Raises:
+        BadPatchError: The image is a turned TIFF. Its georeference would have to turn with the pixels.
     """
     value = exif_of(data).get(0x0112, 1)
     orientation = value if isinstance(value, int) else 1
@@ -393,7 +394,7 @@ def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Find the sequence of bands that puts red, green and blue first.
+    """Return the sequence of an image's bands that puts red, green and blue first.
 
     Args:
         colors: Color of each band, as the file states it.
@@ -408,7 +409,7 @@ def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
 
 
 def sidecars(path: Path, beside: frozenset[str]) -> list[str]:
-    """List the files beside an image that GDAL would read a place, mask or palette from.
+    """List the names of files beside an image from which GDAL would read a place, mask or palette.
 
     Args:
         path: The image.

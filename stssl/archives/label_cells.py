@@ -52,7 +52,7 @@ def is_missing(cell: object) -> bool:
 
 @dataclass(frozen=True)
 class TableLabels:
-    """Hold the class names that were read from a column.
+    """Hold the class names that were read from a label column of a table.
 
     Attributes:
         classes: Sorted names. If all names are numbers, they are sorted by value.
@@ -66,7 +66,7 @@ class TableLabels:
 
 
 def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> TableLabels:
-    """Read a column of class names.
+    """Read the class names in a label column of a table, and return them with the classes of each row.
 
     Args:
         name: Name of the column in the table.
@@ -75,11 +75,11 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
         path: Path of the table, for messages.
 
     Raises:
-        DataError: A cell holds numbers, lists of lists, or several names without `;`, or two names differ only in
-            spelling. The message names row and column.
+        DataError: A cell holds a list of numbers, lists of lists, or several names without `;`, or two names differ
+            only in spelling. The message names row and column.
     """
     reader = _Reader(name, several, path)
-    # Read equal cells once: a table may have millions of rows, but few different cells.
+    # Read equal cells only once to save time: a table may have millions of rows, but few different cells.
     known: dict[str, tuple[str, ...]] = {}
     rows = []
     for row, cell in enumerate(cells, 1):
@@ -102,7 +102,7 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
 
 
 class _Reader:
-    """Read the cells of one column, and remember the first row of each name."""
+    """Read the cells of one label column, and remember the first row of each class name for messages."""
 
     def __init__(self, name: str, several: bool, path: Path) -> None:
         self.name, self.several, self.path = name, several, path
@@ -112,12 +112,12 @@ class _Reader:
         self.divided: dict[str, int] = {}
 
     def refuse(self, row: int, cell: object, words: str) -> DataError:
-        """Return the error for a wrong cell of a label column. Its message names column, row, cell and reason."""
+        """Return an error to raise for a wrong cell of a label column. It names column, row, cell and reason."""
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
     def names(self, row: int, cell: object) -> tuple[str, ...]:
-        """Read the class names in a cell of a table: a text, a number or a list."""
+        """Return the class names in a cell of a table (a text, a number or a list); none if the cell is empty."""
         if is_missing(cell):
             return ()
         if isinstance(cell, bytes):
@@ -138,7 +138,7 @@ class _Reader:
         return tuple(found)
 
     def _listed(self, row: int, cell: object, items: Iterable[object]) -> list[str]:
-        """Read the class names in a cell that holds a list. Refuse lists of lists and of numbers."""
+        """Return the class names in a cell that holds a list. Raise an error for a list of lists or of numbers."""
         found = []
         for given in items:
             if is_missing(given):
@@ -156,7 +156,7 @@ class _Reader:
         return found
 
     def _text(self, row: int, cell: str) -> list[str]:
-        """Read the class names in a cell that holds text: one name, names divided by `;`, or a list written as text."""
+        """Return the class names in a text cell: one name, names divided by `;`, or a list that is written as text."""
         stripped = cell.strip()
         inner = _WRAPPED.fullmatch(stripped)
         text = inner[1].strip() if inner else stripped
@@ -181,7 +181,7 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
-        """Raise an error if a part of a cell's text is no class name: forbidden signs, or a row of numbers."""
+        """Raise an error if a part of a cell's text is no class name: it has forbidden signs, or is several numbers."""
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -191,7 +191,7 @@ class _Reader:
         (self.divided if divided else self.plain).setdefault(part, row)
 
     def _tokens(self, row: int, cell: str, text: str) -> Iterator[str]:
-        """Split a text such as `[Forest, Water]` into the items of the list that it stands for."""
+        """Yield the items of a list that is written as text, such as `['Forest', 'Water']` or `{Forest,Water}`."""
         place, end = 1, len(text) - 1
         opening = text[0]
         while (place := _skip(text, place)) < end:
@@ -212,7 +212,7 @@ class _Reader:
     def compare(self) -> None:
         """Check all class names of a column against each other, after the last cell was read.
 
-        Raise an error if a name must be several names, or if two names differ only in spelling.
+        Raise an error if a name must be several names or a vector of 0 and 1, or if two names differ only in spelling.
         """
         folded: dict[str, str] = {}
         for own, row in self.first.items():
@@ -235,7 +235,8 @@ class _Reader:
     def _compare_parts(self, own: str, row: int) -> None:
         """Raise an error if a class name must be several names, such as `Forest, Water`.
 
-        It must be several if other rows have its parts as class names, or if no cell of the column uses `;`.
+        It must be several if other rows have its parts as class names, or if it has a comma or ` / ` and no cell of the
+        column divides names by `;`.
         """
         if own in BIGEARTHNET_LABELS:
             return
@@ -261,7 +262,7 @@ def _is_list(text: str) -> bool:
 
 
 def _skip(text: str, place: int) -> int:
-    """Skip spaces and commas in a text from the position `place` on. Return the position of the next other sign."""
+    """Skip spaces and commas in a text, from the position `place` on. Return the position after these."""
     gap = _GAP.match(text, place)
     return gap.end() if gap else place
 
@@ -275,7 +276,7 @@ def _unquoted(token: str) -> str:
 
 
 def _shown(cell: object) -> str:
-    """Return a cell as text for a message, with at most 80 signs."""
+    """Return a cell as text for an error message, with at most 80 characters."""
     text = repr(cell if not isinstance(cell, np.ndarray) else cell.tolist())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -286,7 +287,7 @@ def _tidy(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return a class name in small letters and without spaces: names that differ only in these become equal."""
+    """Return a class name in small letters and without spaces, to find names that differ only in these."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -304,7 +305,7 @@ def _integers(names: Iterable[str]) -> bool:
 
 
 def _short_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Find class names such as `7.0` that stand for whole numbers. Return their short forms, such as `7`."""
+    """Find class names such as `7.0` that stand for whole numbers. Return the short form, such as `7`, by name."""
     return {name: name.partition(".")[0] for name in names if "." in name and _integers([name])}
 
 
@@ -327,6 +328,6 @@ def _notes(
 
 
 def _could_be_several(own: str, classes: Sequence[str]) -> bool:
-    """Return True if a class name looks like several names."""
+    """Return True if a class name looks like several names: it has `;` or `|`, or commas between known classes."""
     parts = [part.strip() for part in own.split(",")]
     return ";" in own or "|" in own or (len(parts) > 1 and all(part in classes for part in parts))

@@ -20,14 +20,15 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
 
 def from_table(path: Path, patches: int, seed: int) -> World:
-    """Choose at random places, dates and classes for a synthetic archive, from a table of real patches.
+    """Choose places, dates and classes for a synthetic archive at random from a table of real patches.
 
-    Choose whole squares of neighboring places, with all their dates. This keeps correlations over kilometers.
+    The choice takes whole squares of neighboring places, with all their dates. So nearby patches of the synthetic
+    archive have similar classes, as in reality.
 
     Args:
         path: CSV or Parquet file with the columns `epsg`, `ulx`, `uly`, `date`, `labels` and `country`.
-        patches: Number of patches to draw.
-        seed: Seed of the draw.
+        patches: Number of patches to choose.
+        seed: Seed of the choice.
 
     Raises:
         DataError: The table lacks a column, has too few rows, has wrong numbers or dates, or has unknown classes.
@@ -43,7 +44,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
         cells = table["date"].to_numpy()
         if cells.dtype.kind in "biuf":
             raise ValueError("dates are no numbers")
-        # Hide NumPy's warning that it converts times with a zone to UTC: this conversion is wanted.
+        # Hide NumPy's warning that it converts times with a time zone to UTC, since this conversion is wanted.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             when = np.asarray(cells, "datetime64[s]")
     except (TypeError, ValueError) as error:
@@ -82,7 +83,7 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
 
 def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
-    """Convert the cells of a column to True or False. They may be texts such as `true` and `0`. An empty cell is False.
+    """Return the cells of a column as True or False. They may be texts such as `true` and `0`. An empty cell is False.
 
     Raises:
         DataError: A cell is neither true nor false.
@@ -96,7 +97,7 @@ def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _word(cell: object, path: Path) -> str:
-    """Check that a cell of a table holds a text, and return it; an empty text if the cell is None.
+    """Return a cell of the column `country` after a check that it holds a text; an empty text if the cell is None.
 
     Raises:
         DataError: The cell is no text.
@@ -107,7 +108,11 @@ def _word(cell: object, path: Path) -> str:
 
 
 def _check_places(grid: NDArray[np.float64], path: Path) -> None:
-    """Check that each corner lies in the area of its projection: only then can it become degrees.
+    """Check that the corner of each patch lies in the area of its projection, so that it can be converted to degrees.
+
+    Args:
+        grid: [n, 3] EPSG code of the projection, x and y of the upper left corner.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: A corner lies outside that area, or its EPSG code is wrong. The message names the row.
@@ -131,9 +136,9 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Check projected coordinates: convert them to degrees and back.
+    """Check projected coordinates of n points: convert them to degrees and back.
 
-    Return True for each point that comes back to within a meter. Others lie outside the projection's area.
+    Return [n] booleans: True for a point that comes back to within a meter. Others lie outside the projection's area.
 
     Args:
         epsg: EPSG code of the projection.
@@ -155,7 +160,7 @@ def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDA
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Turn the class names of a table into the 43 CORINE level-3 classes: [n, 43], True if the row has the class.
+    """Turn the class names in n rows into booleans [n, 43]: True if the row has the CORINE level-3 class.
 
     The table may name one of the 19 coarse classes. This name becomes one of its level-3 classes, chosen at random for
     each place. All dates of a place get the same class.

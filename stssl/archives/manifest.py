@@ -50,7 +50,7 @@ MOST_BANDS = 16
 
 
 class Manifest:
-    """Read a data set of images that a table lists."""
+    """Read the images that a table lists, or all images of a folder, with their labels, places, dates and splits."""
 
     maps: tuple[PixelArray, ...] = ()
     statistics_split = "official"
@@ -85,7 +85,7 @@ class Manifest:
 
     @classmethod
     def listed(cls, paths: Sequence[Path], band_names: str | None = None) -> "Manifest":
-        """Open a data set of the given images.
+        """Open a data set of the images at `paths`, without a table: the images have no labels and no split.
 
         Args:
             paths: Absolute paths of the images.
@@ -112,7 +112,7 @@ class Manifest:
         *,
         images: Path | None = None,
     ) -> None:
-        """Read a table of images, and find out size and bands from the first images; see `__init__`."""
+        """Read the table `whole` of images, and find out their size and bands. `__init__` explains the arguments."""
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {missing_words(whole.column_names, 'path' in columns.used)}")
@@ -148,28 +148,31 @@ class Manifest:
             *(labels_of(name, classes, name == "labels") for name, classes in self.classes.items()),
             *map(split_column, self.splits),
         )
-        # Hash the whole table: a changed table is another conversion, even if its paths are the same.
+        # Hash the whole table, not only its paths: with changed labels or places, it is another conversion.
         listed = archive.read_bytes() if archive.is_file() else "\n".join(self.names).encode("utf-8", "surrogateescape")
         digest = hashlib.blake2b(listed, digest_size=16).hexdigest()
         self.about: JsonMapping = {"source": "manifest", "table": digest, "bands": bands, "size": size}
 
     @property
     def files(self) -> Iterator[Path]:
-        """Yield the images' files. Leave out names that cannot be files."""
+        """Yield the path of each image. Leave out names in the table that cannot be paths, such as URLs."""
         for name in self.names:
             with contextlib.suppress(BadPatchError, ValueError):
                 yield image_path(self.folder, name)
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """Read the first images until one is good, and describe the store's pixel array by this image.
+        """Read the first `TRIED_IMAGES` images. Describe the store's pixel array by the first one that can be read.
+
+        The pixel size in meters is known only if all images that were read share it.
 
         Raises:
             ConfigError: The options do not fit the image.
-            DataError: None of the first images can be read, or the image is not square.
+            DataError: None of these images can be read, or the first good one is not square.
         """
         if bands not in ("all", "rgb") or (self._size is not None and self._size < 1):
             raise ConfigError(f"bands must be all or rgb (not '{bands}'), and size 1 or more")
-        # The first image may be bad, so try several. Do not try all: each path of a long table may be bad.
+        # The first image may be bad, so try several. Do not try all: if every path of a long table is wrong, that would
+        # take long.
         first, found, grids = None, "", list[ImageGrid | None]()
         for name in self.names[:TRIED_IMAGES]:
             try:
@@ -198,7 +201,7 @@ class Manifest:
             raise ConfigError(f"{len(names)} band names are given, and the images have {count} bands: {names}")
         if count < 3 and bands == "rgb":
             raise ConfigError(f"bands=rgb takes the first three bands, and the images have {count}")
-        # Networks need square images. Squeezing other images distorts their content, so only `size` does it.
+        # Networks need square images. Making other images square distorts them, so do it only if the user gives a size.
         if height != width and self._size is None:
             raise DataError(f"{self.names[0]} is {width}x{height}: images must be square, or resampled with a size")
         kept = names[:3] if bands == "rgb" else names
@@ -210,7 +213,7 @@ class Manifest:
         return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), common_meters(grids))
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Sort the bands of an image: red, green and blue first. Change nothing if the user named the bands."""
+        """Return an image with red, green and blue as its first bands. If the user named the bands, change nothing."""
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -221,7 +224,9 @@ class Manifest:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny data set for tests: six PNGs and their table. The last image has no label, place, time or split.
+        """Write a tiny data set for tests, and return the values that its store must hold.
+
+        It has six PNGs and their table. The last image has no label, place, time or split.
 
         Args:
             folder: Empty folder to write into.
@@ -245,7 +250,7 @@ class Manifest:
         return Example(table, tuple(patches), "label")
 
     def of_rows(self, rows: range) -> "Manifest":
-        """Return a manifest that reads only these rows of the store. Rows keep their numbers."""
+        """Return a manifest that can read only the images in `rows` of the store. Their row numbers stay the same."""
         part = copy.copy(self)
         part.names, part._first = Window(self.names, rows), Window(self._first, rows)
         part._table = {column: Window(cells, rows) for column, cells in self._table.items()}
@@ -256,7 +261,7 @@ class Manifest:
         return part
 
     def read(self, row: int) -> Patch:
-        """Read one image, and its row of the table.
+        """Read one image, and its labels, place, time and split in the table. Problems are added to the patch's list.
 
         Args:
             row: Row of the image in the store.
@@ -286,7 +291,8 @@ class Manifest:
         """Read an image file, and put its pixels and its mask of measured pixels into the patch.
 
         Raises:
-            BadPatchError: The image cannot be read, or differs from the first one in size, type or scaling.
+            BadPatchError: The image cannot be read, differs from the first one in size, type or scaling, or has a band
+                without a measured pixel.
         """
         array = self.arrays[0]
         picture = self._arranged(_read(image_path(self.folder, name), name, self._size))
@@ -294,7 +300,7 @@ class Manifest:
         if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
             shape = "x".join(map(str, image.shape))
             raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
-        # The store keeps values as they are, so all images must have one scale and offset.
+        # The store holds the numbers of files unchanged, so numbers with different scales could not be compared.
         if picture.scaling != self._scaling:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
@@ -314,7 +320,7 @@ class Manifest:
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> Values:
-        """Return the labels of a table's row as columns of a store. A row without classes is unlabeled: no error."""
+        """Return the labels in a table's row as columns of a store; no column (no error) for a row without classes."""
         values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
@@ -345,19 +351,19 @@ class Manifest:
         except BadPatchError as problem:
             if problem.code == "bad_coordinates":
                 raise
-            return {}  # An image that cannot be read is no error here: `_keep` reports it.
+            return {}  # Do not report an image that cannot be read, since `_keep` reports it.
         return {} if place is None else {"lat": place[0], "lon": place[1]}
 
 
 def _read(path: Path, name: str, size: int | None) -> Picture:
-    """Read an image of 8 or 16 bits.
+    """Read an image of 8 or 16 bits, and resample it to `size` pixels a side if a size is given.
 
     Raises:
-        BadPatchError: The image is missing, cannot be read, or has another type.
+        BadPatchError: The image is missing, cannot be read, or has pixels of another type.
     """
     try:
         there = path.is_file()
-    except OSError as error:  # the system refuses long names and forbidden folders
+    except OSError as error:  # the system raises it for names that are too long and for forbidden folders
         raise BadPatchError("no_pixels", f"{name[:200]}: {error.strerror}") from None
     if not there:
         raise BadPatchError("no_pixels", f"{name} is missing")
@@ -368,12 +374,12 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
 
 
 def _described(picture: Picture) -> tuple[str, ...]:
-    """Return the names of bands that an image states, such as `B02`; none if a band has no name of its own."""
+    """Return the band names that an image's file states, such as `B02`; no names if a band has none of its own."""
     names = tuple(canonical_band(name) for name in picture.names)
     plain = all(name and name.isprintable() for name in names)
     return names if plain and len(set(names)) == len(names) == len(picture.pixels) else ()
 
 
 def _numbers(count: int) -> tuple[str, ...]:
-    """Name bands by number: return the texts `1` to `count`."""
+    """Return names for `count` bands of which no name is known: the texts `1`, `2`, and so on."""
     return tuple(str(number + 1) for number in range(count))

@@ -16,7 +16,7 @@ WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
 
 
 def missing_words(names: list[str], rows: bool) -> str:
-    """Compose the message about a table that lacks a column with paths, or rows.
+    """Return the end of an error message: what a table of images needs, a column with paths or rows.
 
     Args:
         names: Names of the table's columns.
@@ -29,7 +29,7 @@ def missing_words(names: list[str], rows: bool) -> str:
 
 
 def lacking_columns(columns: TableColumns) -> Iterator[str]:
-    """Yield remarks on columns that a table lacks: labels, and others that it seems to have under a mistyped name."""
+    """Yield remarks on columns that a table of images lacks: labels, and others that seem to have a mistyped name."""
     if columns.unused and not {"label", "labels"} & columns.used.keys():
         near = nearest_column("label", columns.unused, WANTED) or nearest_column("labels", columns.unused, WANTED)
         yield f"no labels: no column is called label (or class). Not used: {near or ', '.join(columns.unused)}"
@@ -49,9 +49,9 @@ def column_remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
 
 
 def elsewhere(folder: Path, names: Sequence[str]) -> str:
-    """Look for missing images in the folders directly below and above `folder`.
+    """Look for a missing image in the folders directly below and above `folder`.
 
-    Return advice for an error message that names the folder with the images; empty if no folder has them.
+    Return advice for an error message, which names the folder with the image; an empty text if no folder has it.
 
     Args:
         folder: Folder that paths start at.
@@ -71,7 +71,7 @@ def elsewhere(folder: Path, names: Sequence[str]) -> str:
 
 
 def files_beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Yield one remark if images have files beside them that GDAL would read. This program ignores such files."""
+    """Yield one remark if images have files beside them that GDAL would read, since this package ignores such files."""
     listed: dict[Path, frozenset[str]] = {}
     count, example = 0, ""
     for name in dict.fromkeys(names):
@@ -91,7 +91,7 @@ def files_beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def stated_scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Yield a remark if files state a scale or offset: the stored values do not include them."""
+    """Yield a remark if the images' files state a scale or offset, since the store holds values without them."""
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"

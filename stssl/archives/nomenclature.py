@@ -1,4 +1,4 @@
-"""Define the classes of the data sets.
+"""Define the class names of BigEarthNet (43 CORINE classes, and 19 coarse ones) and EuroSAT, and the seasons.
 
 Published tables number the 43 classes in three different ways, so match classes by name, never by number.
 """

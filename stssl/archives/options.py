@@ -1,4 +1,4 @@
-"""Read the options that archive formats declare in their constructors: for Python and for the command line."""
+"""Find the options that archive formats declare in their constructors, for Python and for the command line."""
 
 import inspect
 import re
@@ -41,7 +41,7 @@ class FormatOption:
     help: str
 
     def parsed(self, given: object) -> object:
-        """Convert a value of the command line to the type of the constructor's parameter.
+        """Return the value of this option on the command line, converted to the type of the constructor's parameter.
 
         Args:
             given: Value of the option, a list for `folders`; None if the user did not give it.
@@ -77,18 +77,18 @@ def options_of(name: str) -> tuple[FormatOption, ...]:
 
 
 def takes_several(name: str) -> bool:
-    """Return True if an archive format takes several paths, such as scenes."""
+    """Return True if an archive format takes several paths, as the format `scenes` does."""
     return bool(_further(name))
 
 
 def _further(name: str) -> str:
-    """Return the name of the parameter that takes further paths of an archive; empty if there is none."""
+    """Return the name of a format's parameter `*...`, which takes further paths; empty if it takes one path."""
     parameters = inspect.signature(ARCHIVES[name]).parameters.values()
     return next((one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL), "")
 
 
 def all_options() -> tuple[FormatOption, ...]:
-    """List the options of all archive formats. An option of several formats comes once, and its help names them."""
+    """List the options of all archive formats. An option of several formats is listed once, and its help names them."""
     formats: dict[str, list[str]] = {}
     found: dict[str, FormatOption] = {}
     for name in ARCHIVES:
@@ -105,13 +105,16 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
     """Turn the annotation of a constructor's parameter into a command-line option.
 
     Args:
-        where: Name of the format, for messages.
+        where: Names of the format and the parameter, for messages.
         name: Name of the parameter.
         hint: Annotation of the parameter: a type and an `Option`.
+
+    Raises:
+        TypeError: The annotation has no `Option`, or an unsupported type.
     """
     base, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     declared = next((extra for extra in extras if isinstance(extra, Option)), None)
-    # `Path | None` and `Optional[Path]` have different origins.
+    # Compare with both kinds of unions: `Path | None` is a `UnionType`, and `Optional[Path]` is a `Union`.
     if get_origin(base) in (Union, types.UnionType):
         (base,) = (part for part in get_args(base) if part is not type(None))
     if declared is None or base not in _KINDS:
@@ -122,7 +125,7 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
 
 
 def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
-    """Read the words NAME=FOLDER of a command line, and check that the folders exist. A table may replace a folder.
+    """Read the words NAME=FOLDER of a command line, and check that the folders exist. FOLDER may also be a table.
 
     Args:
         words: Words, such as `mine=lists/mine`.

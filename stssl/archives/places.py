@@ -15,7 +15,7 @@ WGS84 = 4326
 
 @lru_cache(maxsize=256)
 def crs_of(definition: str | int) -> CRS:
-    """Make the coordinate system for a WKT text or an EPSG code.
+    """Return the coordinate system for a WKT text or an EPSG code.
 
     Raises:
         ValueError: PROJ does not know the system.
@@ -61,6 +61,9 @@ def from_degrees(epsg: int, lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.
         epsg: EPSG code of the projection.
         lat: Degrees north: one number or an array.
         lon: Degrees east: one number or an array.
+
+    Returns:
+        x and y in units of the projection, arrays of at least one element.
     """
     x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
     return np.array(x), np.array(y)

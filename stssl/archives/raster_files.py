@@ -48,7 +48,7 @@ def scene_driver(path: Path) -> str:
 
 @contextlib.contextmanager
 def explained_raster(path: Path) -> Iterator[None]:
-    """Turn GDAL's errors about a file into a `DataError` of one line, while the context lasts."""
+    """Return a context that turns GDAL's errors about a scene's file into a `DataError` of one line."""
     try:
         yield
     except READ_ERRORS as error:

@@ -7,7 +7,7 @@ from stssl.archives.formats import FORMATS
 
 
 def import_format(place: str) -> ArchiveFormat:
-    """Import the class of an archive format.
+    """Import the class of an archive format, and return it.
 
     Args:
         place: Module in this folder and name of the class, such as `bigearthnet:BigEarthNet1`.

@@ -26,11 +26,11 @@ _IMAGE = re.compile(r"_(B(?:\d\d|8A))_(10|20|60)m$")
 
 @dataclass(frozen=True)
 class SafeProduct:
-    """Hold the images of a Sentinel-2 product, and the offsets and the scale of their numbers.
+    """Hold the paths of a Sentinel-2 product's images, and the offsets and the scale of their stored numbers.
 
     Attributes:
         folder: The `.SAFE` folder.
-        date: Time of acquisition, UTC; None if the metadata do not say it.
+        date: Time of acquisition with its time zone; None if the metadata do not state it.
         quantification: Number to divide the shifted values by, to get reflectance.
         offsets: Number to add to stored values before the division, by name of the band.
         images: Paths of the images by name of the band and pixel size in meters. One granule gives one image.
@@ -43,27 +43,29 @@ class SafeProduct:
     images: dict[str, dict[int, tuple[Path, ...]]]
 
     def images_of(self, band: str, meters: float | None) -> tuple[Path, ...]:
-        """Return the paths of a band's images with the wanted pixel size; if there are none, with the smallest pixels.
+        """Return the paths of a band's images with the pixel size `meters`, one for each granule of the product.
+
+        If the band has no images of this size, return those with the smallest pixels.
 
         Args:
             band: Name of the band.
-            meters: Wanted pixel size in meters; None wants the smallest one.
+            meters: Wanted pixel size in meters; None takes the smallest one.
         """
         found = self.images[band]
         return found[round(meters) if meters is not None and round(meters) in found else min(found)]
 
     def numbers(self, band: str) -> BandNumbers:
-        """Return how the stored numbers of a band become reflectance times 10,000."""
+        """Describe how the stored numbers of a band become reflectance times 10,000, which students expect."""
         return BandNumbers(NODATA, self.offsets.get(band, 0.0), QUANTIFICATION / self.quantification)
 
 
 def is_safe(path: Path) -> bool:
-    """Return True if a folder is a Sentinel-2 product, or a path names its metadata file."""
+    """Return True if a path is the folder of a Sentinel-2 product, or its metadata file `MTD_MSIL2A.xml`."""
     return path.name == METADATA or path.suffix.upper() == ".SAFE" or (path / METADATA).exists()
 
 
 def read_safe(path: Path) -> SafeProduct:
-    """Read the metadata of a Sentinel-2 product, and list its images.
+    """Read the metadata of a Sentinel-2 product, and find its images.
 
     Args:
         path: The `.SAFE` folder, or the file `MTD_MSIL2A.xml` in it.
@@ -89,7 +91,11 @@ def read_safe(path: Path) -> SafeProduct:
 
 
 def _parsed(folder: Path) -> ElementTree.Element:
-    """Read the XML metadata file of a product, and return its root element."""
+    """Read the XML metadata file of a product, and return its root element.
+
+    Raises:
+        DataError: The file is missing, damaged or suspicious, or the product is not of level 2A.
+    """
     path = folder / METADATA
     try:
         if path.stat().st_size > MOST_XML_BYTES:
@@ -124,7 +130,7 @@ def _number(root: ElementTree.Element, tag: str) -> float | None:
 
 
 def _date(root: ElementTree.Element) -> datetime | None:
-    """Return the time of acquisition that the metadata state."""
+    """Return the time of acquisition that the metadata of a product state; None if they state none."""
     for tag in ("DATATAKE_SENSING_START", "PRODUCT_START_TIME"):
         for entry in root.iter(tag):
             try:
@@ -136,7 +142,7 @@ def _date(root: ElementTree.Element) -> datetime | None:
 
 
 def _images(folder: Path, root: ElementTree.Element) -> dict[str, dict[int, tuple[Path, ...]]]:
-    """Return the images' paths by band and pixel size: those that the metadata name, or else those in the folder."""
+    """Return a product's images by band and pixel size: those that the metadata name, or else those in the folder."""
     named = [PurePosixPath((entry.text or "").strip()) for entry in root.iter("IMAGE_FILE")]
     inside = [name for name in named if not name.is_absolute() and ".." not in name.parts]
     paths = [folder / f"{name}.jp2" for name in inside]

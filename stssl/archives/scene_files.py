@@ -44,7 +44,7 @@ class SceneBand:
         width: Width in pixels.
         grid: Grid of the file.
         numbers: How its stored numbers become the pixel values of a patch.
-        stated: True if the file itself gives the name.
+        stated: True if the file itself states the name.
     """
 
     name: str
@@ -61,18 +61,18 @@ class SceneBand:
 
     @property
     def marked(self) -> bool:
-        """Return True if pixels of the file may be marked as not measured."""
+        """Return True if some pixels of the band may be not measured: its file has a mask, or it has a nodata value."""
         return self.masked or self.numbers.nodata is not None
 
     @property
     def extent(self) -> tuple[ImageGrid, int, int]:
-        """Return grid, height and width of the file."""
+        """Return the grid, and the height and width in pixels, of the band's file."""
         return self.grid, self.height, self.width
 
 
 @dataclass(frozen=True)
 class SceneLayer:
-    """Hold the bands of a scene that have one pixel size.
+    """Group the bands of a scene that have the same pixel size.
 
     Attributes:
         bands: The bands.
@@ -85,11 +85,11 @@ class SceneLayer:
 
 @dataclass(frozen=True)
 class SceneImage:
-    """Describe a scene.
+    """Describe a scene (a large georeferenced image) by its layers. A layer has all bands of one pixel size.
 
     Attributes:
         name: Name of the scene, without folders.
-        layers: Its layers, the finest first.
+        layers: Its layers, the one with the smallest pixels first.
     """
 
     name: str
@@ -97,7 +97,7 @@ class SceneImage:
 
     @property
     def first(self) -> SceneBand:
-        """Return the first band of the finest layer."""
+        """Return the first band of the layer with the smallest pixels."""
         return self.layers[0].bands[0]
 
     @property
@@ -107,7 +107,7 @@ class SceneImage:
 
 
 def open_scene_file(path: Path, driver: str) -> DatasetReader:
-    """Open a file by one driver.
+    """Open a scene's file with one GDAL driver and no other, and return it.
 
     Raises:
         DataError: The file cannot be opened.
@@ -121,10 +121,11 @@ def open_scene_file(path: Path, driver: str) -> DatasetReader:
 
 
 def describe_file(path: Path) -> tuple[SceneBand, ...]:
-    """Describe the bands of a scene's file. Bands get the names that the file gives, else their numbers.
+    """Describe the bands of a scene's file. If the file does not name them, `_names` chooses their names.
 
     Raises:
-        DataError: The file cannot be read, has no coordinate system, is turned, or has neither 8 nor 16 bits.
+        DataError: The file cannot be read, has no coordinate system, is turned, has neither 8 nor 16 bits, has several
+            pages or a palette, or has a mask in a file of its own.
     """
     driver = scene_driver(path)
     with open_scene_file(path, driver) as file:
@@ -170,7 +171,10 @@ def describe_file(path: Path) -> tuple[SceneBand, ...]:
 
 
 def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
-    """Name the bands of a file: by its descriptions if each band has one of its own, else by color or number."""
+    """Name the bands of a file by its descriptions. If they do not tell the bands apart, take other names.
+
+    Three 8-bit bands are red, green and blue (B04, B03, B02). Other bands get numbers.
+    """
     described = [canonical_band(file.descriptions[index - 1] or "") for index in kept]
     if all(described) and len(set(described)) == len(described):
         return described
@@ -180,9 +184,9 @@ def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
 
 
 def canonical_band(name: str) -> str:
-    """Return one spelling of a band's name: `B4`, `b04` and `B04` are the same band of Sentinel-2.
+    """Return the usual spelling of a Sentinel-2 band's name, such as `B04` for `B4`, `b04` or `B4, central wavelength`.
 
-    Words after the name are left out, as in `B4, central wavelength 665 nm`.
+    Return any other name unchanged.
     """
     start = re.split(r"[,;:(\s]", name.strip(), maxsplit=1)[0]
     match = _SENTINEL.fullmatch(start)
@@ -190,7 +194,7 @@ def canonical_band(name: str) -> str:
 
 
 def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> ConfigError:
-    """Return the error for band names of the user that contradict the names in a file.
+    """Return an error to raise for band names of the user that contradict the names in a file.
 
     Args:
         given: Names that the user gave.
@@ -204,7 +208,7 @@ def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> Conf
 
 
 def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
-    """Group the bands of a scene by pixel size into layers on a common grid, and return the scene.
+    """Group the bands of a scene by pixel size into layers, check that these share a grid, and return the scene.
 
     Args:
         name: Name of the scene.
@@ -237,7 +241,10 @@ def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
 
 
 class WindowReader:
-    """Read windows of scenes. Keep files open, so that GDAL decodes each of their blocks once."""
+    """Read rectangular windows of scenes.
+
+    The reader leaves files open between two reads. So GDAL can cache a decoded block of a file for the next window.
+    """
 
     def __init__(self) -> None:
         """Create a reader without open files."""
@@ -254,8 +261,8 @@ class WindowReader:
 
         Args:
             band: The band.
-            row: First row.
-            column: First column.
+            row: First row of the window in the band.
+            column: First column of the window in the band.
             height: Number of rows.
             width: Number of columns.
 
@@ -276,7 +283,7 @@ class WindowReader:
         return band.numbers.converted(stored), there if known is None else there & known
 
     def measured(self, band: SceneBand, row: int, height: int) -> NDArray[np.bool_]:
-        """Read some rows of a band. Return True for each pixel that is measured, [height, width]."""
+        """Return whether each pixel in `height` rows of a band, from `row` on, is measured: [height, band width]."""
         if not band.marked:
             return np.ones((height, band.width), np.bool_)
         return self.read(band, row, 0, height, band.width)[1]

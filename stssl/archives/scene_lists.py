@@ -17,7 +17,7 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[0
 
 @dataclass(frozen=True)
 class BandChoice:
-    """Choose the bands of scenes: how they are called, and which of them to keep.
+    """Hold the user's choice of bands of scenes: how they are called, and which of them become patches.
 
     Attributes:
         names: Names of the bands in their sequence; None takes those of the files.
@@ -28,12 +28,15 @@ class BandChoice:
     kept: tuple[str, ...] | None = None
 
     def needed(self, bands: Iterable[str]) -> list[str]:
-        """Return those names in `bands` that the user wants to keep; all names if a wanted band is missing."""
+        """Return those names in `bands` that the user wants to keep, so that no other band is opened.
+
+        Return all names if a wanted one is missing: the error of `applied` then lists them.
+        """
         found, wanted = list(bands), {canonical_band(name) for name in self.kept or ()}
         return [band for band in found if band in wanted] if wanted and wanted <= set(found) else found
 
     def applied(self, scene: str, bands: Sequence[SceneBand]) -> list[SceneBand]:
-        """Rename the bands of a scene, and leave out those that are not kept.
+        """Return the bands of a scene with the user's names, without those that the user does not want to keep.
 
         Raises:
             ConfigError: The number of names is wrong, or they contradict names that the files state.
@@ -56,13 +59,13 @@ class BandChoice:
 
 @dataclass(frozen=True)
 class FoundScene:
-    """Hold a scene, or the reason why it cannot be read.
+    """Hold a scene that a path names, or the reason why it cannot be read.
 
     Attributes:
         name: Name of the scene, without folders.
         image: The scene; None if it cannot be read.
         problem: Reason why it cannot be read; empty if it can.
-        date: Columns of its date; empty if it is unknown.
+        date: Its date as columns of a store; empty if it is unknown.
     """
 
     name: str
@@ -84,7 +87,7 @@ def given_date(date: str) -> Values:
 
 
 def _date_in(name: str) -> Values:
-    """Find a date such as 20230614 or 20230614T101031 in a file's or folder's name. Return it as store columns."""
+    """Find a date such as 20230614 or 20230614T101031 in a name. Return it as store columns; no columns if none."""
     match = _DATE.search(name)
     if match is None:
         return {}
@@ -102,10 +105,10 @@ def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) 
     Args:
         paths: Files and folders. A folder of files with one band each is one scene; so is a `.SAFE` folder.
         choice: Names of the bands, and which are kept.
-        when: Columns of the date of all scenes; None reads it from names, or from a product's metadata.
+        when: Date of all scenes as store columns; None reads it from names, or from a product's metadata.
 
     Raises:
-        ConfigError: The number of names is wrong.
+        ConfigError: The number of band names is wrong, or they contradict names that the files state.
         DataError: A folder has no scene.
     """
     for path in paths:
@@ -130,7 +133,7 @@ def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) 
 
 
 def _one_band_each(files: Sequence[Path]) -> bool:
-    """Return True if all files that can be read have one band."""
+    """Return True if each file that can be read has one band; False if no file can be read."""
     counts = set()
     for file in files:
         try:
@@ -141,7 +144,7 @@ def _one_band_each(files: Sequence[Path]) -> bool:
 
 
 def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | None) -> FoundScene:
-    """Return the scene that some files make up, or the reason why it cannot be read."""
+    """Return the scene whose bands are in `files`, or the reason why it cannot be read."""
     date = _date_in(name) if when is None else when
     try:
         bands = [band for file in files for band in describe_file(file)]
@@ -153,7 +156,11 @@ def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | 
 
 
 def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
-    """Return a Sentinel-2 product of level 2A as a scene, or the reason why it cannot be read."""
+    """Return a Sentinel-2 product of level 2A as a scene, or the reason why it cannot be read.
+
+    Raises:
+        ConfigError: The user named the bands, though the product names them itself.
+    """
     folder = path.parent if path.name == METADATA else path
     name, date = folder.name.removesuffix(".SAFE"), when or {}
     if choice.names is not None:
@@ -171,7 +178,7 @@ def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
 
 
 def _image(product: SafeProduct, band: str) -> Path:
-    """Return the path of that image of a band that has the smallest pixels.
+    """Return the path of a band's image in a Sentinel-2 product. Of several sizes, take the smallest pixels.
 
     Raises:
         DataError: The product has several granules.
@@ -183,24 +190,24 @@ def _image(product: SafeProduct, band: str) -> Path:
 
 
 def _band_of(path: Path) -> str:
-    """Return the band that a file's name names, such as `B04` in `T32UMC_B04_10m.jp2`; else the file's name."""
+    """Return the band in a file's name, such as `B04` in `T32UMC_B04_10m.jp2`; else the name without its ending."""
     found = _band_parts(path)
     return canonical_band(found[-1]) if found else path.stem
 
 
 def _names_band(path: Path) -> bool:
-    """Return True if a file's name names one band."""
+    """Return True if a file's name contains the name of exactly one band, such as `B04`."""
     return len(_band_parts(path)) == 1
 
 
 def _band_parts(path: Path) -> list[str]:
-    """List the parts of a file's name that are names of bands."""
+    """List the words in a file's name that are names of bands, such as `B04`."""
     parts = re.split(r"[^A-Za-z0-9]+", path.stem)
     return [part for part in parts if re.fullmatch(r"B(\d{1,2}|8A)", part, re.IGNORECASE)]
 
 
 def numbered(scenes: Sequence[FoundScene]) -> Iterator[FoundScene]:
-    """Yield the scenes under different names: add `~2`, `~3`, ... to a name that an earlier scene has."""
+    """Yield the scenes with different names: add `~2`, `~3`, ... to the name of a scene if an earlier one has it."""
     count: dict[str, int] = {}
     for scene in scenes:
         count[scene.name] = count.get(scene.name, 0) + 1

@@ -181,7 +181,7 @@ class Palette:
 
 
 def palette() -> Palette:
-    """Make the colors and textures of the 43 classes. They are the same in all synthetic archives."""
+    """Return the colors and textures of the 43 classes. They are the same in all synthetic archives."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
@@ -214,10 +214,10 @@ def greenness(day_of_year: float, lat: float) -> float:
 
 
 class Painter:
-    """Paint the pixels of synthetic patches. All noise is made in advance, so a patch takes only a millisecond."""
+    """Paint the pixels of synthetic patches. Noise images are made in advance, so a patch takes only a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Make `pool` random images of each kind of noise, for use in all patches."""
+        """Make `pool` random images of each kind of noise (shapes, textures, grain), from which all patches choose."""
         rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
@@ -244,7 +244,7 @@ class Painter:
         return painted
 
     def _spectra(self, subject: Subject, when: np.random.Generator) -> NDArray[np.float32]:
-        """Compute the color of each class of a patch in 12 bands, [classes, 12], given season, light and haze.
+        """Return the reflectance times 10,000 of each class of a patch in its season, light and haze: [classes, 12].
 
         Args:
             subject: Classes, place, season and weather of the patch.
@@ -258,7 +258,7 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Paint a map of classes for a patch: [120, 120] indices into the patch's list of classes.
+        """Return a random map of a patch's classes: [120, 120] indices into the patch's list of classes.
 
         Args:
             labels: Classes of the patch.
@@ -270,7 +270,7 @@ class Painter:
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Paint the texture of a patch, [120, 120]: a brightness factor near 1 for each pixel, by its class.
+        """Return the texture of a patch, [120, 120]: for each pixel a brightness factor near 1, by the pixel's class.
 
         Args:
             labels: Classes of the patch.
@@ -286,7 +286,8 @@ class Painter:
         """Paint the snow or clouds that hide the ground.
 
         Returns:
-            Brightness, and the covered share [120, 120] of each pixel; None if the patch has neither snow nor clouds.
+            Reflectance times 10,000 of the snow or clouds, and the share [120, 120] of each pixel that they cover; None
+            if the patch has neither.
         """
         if not (subject.snow or subject.cloud):
             return None
@@ -295,7 +296,7 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Choose noise images from a pool at random, and turn and mirror each one at random: [count, 120, 120]."""
+    """Choose `count` noise images from a pool, and turn and mirror each, at random. Return [count, 120, 120]."""
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):

@@ -1,4 +1,4 @@
-"""Cut whole scenes into patches for a store, mostly without labels.
+"""Cut whole scenes (large georeferenced images) into patches for a store, with labels from polygons or rasters, if any.
 
 A scene is a GeoTIFF or JPEG 2000 file with all bands, a folder of files of one band each, or a Sentinel-2 product (a
 `.SAFE` folder of level 2A). Square windows lie side by side from its upper left corner. Each window becomes a patch,
@@ -53,15 +53,15 @@ def _shifts(name: str, image: SceneImage) -> Iterator[str]:
 
 
 def _listed(words: str | None) -> tuple[str, ...] | None:
-    """Split names with commas between them. Return None for None."""
+    """Split a text of names with commas between them, such as `B04, B03`. Return None for None."""
     return None if words is None else tuple(name.strip() for name in words.split(","))
 
 
 class Scenes:
-    """Read patches from whole scenes.
+    """Cut whole scenes (large georeferenced images) into patches, and read these.
 
     Attributes:
-        remarks: Remarks about the windows, one line each.
+        remarks: Remarks for the user about windows (future patches) and labels, one line each.
         undated: Names of the scenes without a date.
         notes: All remarks, one line each.
     """
@@ -86,11 +86,11 @@ class Scenes:
         keep_bands: Annotated[str | None, Option("names of the bands to keep, with commas; default: all.")] = None,
         date: Annotated[str | None, Option("date of all scenes (ISO 8601); default: that in each name.")] = None,
     ) -> None:
-        """Find the windows of scenes.
+        """Open scenes, and find the windows of them that become patches.
 
         Args:
             archive: A scene: a file, or a folder. A folder of files with one band each is one scene, and so is a
-                `.SAFE` folder; other folders hold a scene a file.
+                `.SAFE` folder; in other folders, each file is a scene.
             *others: Further scenes.
             size: Width and height of a patch in pixels of the finest band.
             stride: Distance from one patch to the next in pixels of the finest band; None lays them side by side.
@@ -136,14 +136,22 @@ class Scenes:
         return tuple(dict.fromkeys(band.path for image in images for layer in image.layers for band in layer.bands))
 
     def _no_window(self, band: SceneBand) -> str:
-        """Compose the message about scenes without a window."""
+        """Return the error message for scenes in which no window can become a patch.
+
+        Args:
+            band: First band of the first scene.
+        """
         words = f"{self._scenes[0].name}: no window of {self._size} x {self._size} pixels"
         if min(band.height, band.width) < self._size:
             return f"{words} fits: the scene has {band.height} x {band.width} pixels. Give a larger scene."
         return f"{words} has a measured pixel."
 
     def _require_options(self, labels: Path | None, attribute: str | None, classes: str | None) -> None:
-        """Check that the options for labels fit together, and are possible."""
+        """Check that the sizes are possible, and that no option for labels is given without labels.
+
+        Raises:
+            ConfigError: An option is impossible.
+        """
         if self._size < 2 or self._stride < 1 or not 0 < (MAJORITY if self._share is None else self._share) <= 1:
             raise ConfigError("--size must be 2 or more, --stride 1 or more, and --share above 0 and at most 1.")
         if labels is None and (attribute or classes or self._share is not None or self._multi):
@@ -168,7 +176,12 @@ class Scenes:
         self.about: JsonMapping = {"source": "scenes", "scenes": listed, "labels": digest}
 
     def _check(self, scenes: Sequence[SceneImage]) -> None:
-        """Refuse scenes that differ, and sizes that do not fit the coarse bands."""
+        """Check that all scenes can go into one store, and that patches consist of whole pixels in the coarse bands.
+
+        Raises:
+            ConfigError: The patch size or the stride cuts pixels of a coarse band.
+            DataError: The scenes have too many bands, or differ in bands, types or pixel sizes.
+        """
         first = scenes[0]
         if sum(len(layer.bands) for layer in first.layers) > MOST_BANDS:
             raise DataError(f"{first.name} has more than {MOST_BANDS} bands, and a store holds no more.")
@@ -190,7 +203,7 @@ class Scenes:
                 )
 
     def _arrays(self, scenes: Sequence[SceneImage]) -> tuple[PixelArray, ...]:
-        """Describe the pixel arrays: one for each pixel size."""
+        """Describe the store's pixel arrays for patches of these scenes: one array for each pixel size."""
         meters = common_meters([scene.first.grid for scene in scenes])
         found: list[PixelArray] = []
         for layer in scenes[0].layers:
@@ -205,7 +218,7 @@ class Scenes:
         return tuple(found)
 
     def _windows_of(self, number: int, image: SceneImage | None) -> Iterator[_Window]:
-        """Yield the windows of a scene that have a measured pixel. A scene that cannot be read has one window.
+        """Yield the windows of a scene that have a measured pixel. For a scene that cannot be read, yield one window.
 
         Raises:
             DataError: The scene cannot be read to its end.
@@ -221,7 +234,7 @@ class Scenes:
                     yield _Window(number, row, column)
 
     def _find_windows(self) -> list[_Window]:
-        """List the windows of all scenes. A scene that cannot be read gets one row: the error report names it."""
+        """List the windows of all scenes. A scene that cannot be read gets one window, so the error report names it."""
         found: list[_Window] = []
         for number, scene in enumerate(self._scenes):
             try:
@@ -232,9 +245,9 @@ class Scenes:
         return found
 
     def _name(self, window: _Window) -> str:
-        """Make the name of a patch from its scene, row and column.
+        """Return the name of a patch, made of the scene's name and the patch's first row and column in the scene.
 
-        Use the scene alone if the scene is as large as a patch.
+        If the scene is as large as a patch, return the scene's name alone.
         """
         scene = self._scenes[window.scene]
         alone = scene.image is None or (scene.image.first.height, scene.image.first.width) == (self._size, self._size)
@@ -246,7 +259,10 @@ class Scenes:
         return None if image is None else image.first.grid.at(window.row, window.column)
 
     def _location_ids(self) -> list[int]:
-        """Return the number of each patch's place. Patches of one place, in scenes of several dates, share it."""
+        """Return a number for each patch that tells its place; -1 if its scene cannot be read.
+
+        Patches with the same corner, in scenes of several dates, share a number.
+        """
         known: dict[tuple[str, float, float], int] = {}
         found = []
         for window in self._windows:
@@ -256,7 +272,7 @@ class Scenes:
         return found
 
     def _remarks(self) -> Iterator[str]:
-        """Yield remarks for the user: windows that are left out, dates and labels."""
+        """Yield remarks for the user: windows and pixels that are left out, offsets of bands, and labels."""
         kept = Counter(window.scene for window in self._windows)
         for number, scene in enumerate(self._scenes):
             if scene.image is None:
@@ -277,7 +293,7 @@ class Scenes:
             yield from self._labels.notes
 
     def read(self, row: int) -> Patch:
-        """Read one patch.
+        """Read one patch of a scene: its pixels, place, date and label. Problems are added to the patch's list.
 
         Args:
             row: Row of the patch in the store.
@@ -303,7 +319,7 @@ class Scenes:
         return patch
 
     def _keep(self, patch: Patch, image: SceneImage, window: _Window, name: str) -> None:
-        """Read the pixels of a window, and its mask of measured pixels.
+        """Read the pixels of a window, and its mask of measured pixels, into `patch`.
 
         Raises:
             BadPatchError: A file cannot be read, or a band has no measured pixel.
@@ -330,7 +346,7 @@ class Scenes:
             raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _place(self, grid: ImageGrid, name: str) -> Values:
-        """Return latitude and longitude of the center of a patch.
+        """Return latitude and longitude of the center of a patch as columns of a store.
 
         Raises:
             BadPatchError: The center has no place on the Earth.
@@ -342,7 +358,10 @@ class Scenes:
         return {"lat": float(lat[0]), "lon": float(lon[0])}
 
     def _label(self, labels: AreaLabels, grid: ImageGrid) -> Values:
-        """Choose the label of a patch by the shares that classes cover. Return no column for an unlabeled patch."""
+        """Choose the label of a patch by the share of it that each class covers. Return it as a column of a store.
+
+        If classes cover too little of the patch, it is unlabeled: return no column.
+        """
         shares = labels.shares(grid, self._size)
         if self._multi:
             if min(1.0, shares.sum()) < COVERED:
@@ -353,7 +372,9 @@ class Scenes:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write tiny scenes for tests: six GeoTIFFs of one patch each, and polygons. No polygon covers the last one.
+        """Write tiny scenes for tests, and return the values that their store must hold.
+
+        These are six GeoTIFFs of one patch each, and polygons of classes. No polygon covers the last scene.
 
         Args:
             folder: Empty folder to write into.

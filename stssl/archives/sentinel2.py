@@ -48,12 +48,12 @@ def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None =
 
 
 def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, ...]) -> None:
-    """Read the band files of a patch, `<folder>/<name>_<band>.tif`, and put their pixels into the patch.
+    """Read the band files of a patch, `<folder>/<name>_<band>.tif`, and put their pixels into `patch`.
 
-    If one band is bad, the patch gets no bands: a missing band would be stored as zeros.
+    If one band is bad, the patch gets no bands at all, since the store would hold zeros for the missing band.
 
     Args:
-        patch: Patch to fill. Its problems are added to it.
+        patch: Patch to fill. Errors of its bands are added to its list of problems.
         folder: Folder of the band files.
         name: Start of the files' names.
         arrays: Pixel arrays that the bands belong to.
@@ -69,7 +69,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
     missing = sum(one.code == "missing_band" for one in bad)
     if missing == sum(len(array.bands) for array in arrays):
         patch.complain(BadPatchError("no_pixels", f"no band of {name} is there"))
-    # Keep no bands if one is bad: a band of zeros beside real bands would look like a dark surface.
+    # If one band is bad, give the patch no bands: a band of zeros beside real bands would look like a dark surface.
     elif bad:
         for one in bad:
             patch.complain(one)
@@ -78,7 +78,7 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
 
 
 def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelArray, ...]) -> None:
-    """Put pixels into a patch. If a band is all 0, add a problem to the patch's list.
+    """Put pixels into `patch`, and record which bands have pixels. Add a problem to its list if a band is all 0.
 
     Args:
         patch: Patch to fill.

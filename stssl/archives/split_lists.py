@@ -24,7 +24,7 @@ TRAINING_LISTS = ("train*_lb_*", "train*_ulb_*")
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """Find the file of a list in some folders, by its name without ending. Try all usual endings of lists.
+    """Find the file of a list of patch names in some folders, by its name without ending. Try all usual endings.
 
     Args:
         folders: Folders to search, the first one first.
@@ -65,9 +65,10 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
-    """Find the list files of a part (train, val or test).
+    """Return the list files of a part of a split (train, validation or test); none if there are none.
 
-    A part has one list. Training may have two: the public code's lists of labeled and of unlabeled patches.
+    A part has one list. Training may have two: the lists of labeled and of unlabeled patches, as the public code of
+    "Context Matters" has them.
     """
     if (own := find_list(folders, *PART_NAMES[part])) is not None:
         return [own]
@@ -84,9 +85,9 @@ def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
 
 
 def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Read a split from lists of patch names. Return the code of train, validation or test for each patch.
+    """Read a split from lists of patch names. Return a code of `SPLIT_CODES` for each patch, [N].
 
-    Return None if no lists exist.
+    A patch in no list gets `NO_SPLIT`. Return None if no lists exist.
 
     Args:
         names: Names of all N patches.
@@ -100,10 +101,15 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
 
 
 def _codes(names: tuple[str, ...], parts: Mapping[str, frozenset[str]], where: str) -> NDArray[np.uint8]:
-    """Return the split code [N] of each patch, given the patch names of each part.
+    """Return the code of its part (train, validation or test) for each patch, [N]; `NO_SPLIT` for a patch in no part.
+
+    Args:
+        names: Names of all N patches.
+        parts: Patch names of each part.
+        where: Source of the parts, for messages.
 
     Raises:
-        DataError: Two parts have the same patch. The message names their source `where`.
+        DataError: Two parts have the same patch.
     """
     for one, other in itertools.combinations(parts, 2):
         if both := parts[one] & parts[other]:
@@ -121,6 +127,9 @@ def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[s
     Args:
         place: Folder or table.
         names: Names of the archive's patches. If they are of BigEarthNet v1.0, a table's column `s2v1_name` names them.
+
+    Returns:
+        Patch names of `train`, `validation` and `test`.
 
     Raises:
         DataError: The folder has no lists, the table lacks a column, or a cell names no part of a split.
@@ -150,7 +159,7 @@ def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[s
 
 
 def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Return the split codes [N] of each split that the user gave as a folder of lists or a table.
+    """Read the splits that the user gave as folders of lists or tables. Return the codes [N] of the patches by split.
 
     Args:
         names: Names of all N patches.
@@ -175,7 +184,7 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the lists fit the archive: patches of each part, names without a patch, patches in no list.
+    """Describe how well the user's splits fit the archive: patches of each part, names without a patch, and so on.
 
     Args:
         names: Names of all N patches.

@@ -1,7 +1,7 @@
 """Write a synthetic archive in BigEarthNet v1.0's real layout: patches of 12 GeoTIFFs and one JSON file, and lists.
 
-rasterio writes only one TIFF for each size and grid. All other files are copies of it: only their pixels and their
-corner differ.
+rasterio writes only one TIFF for each image size, projection and pixel size. All other files are copies of these TIFFs
+with other pixels and another corner, since rasterio would need milliseconds for each file.
 """
 
 import json
@@ -46,7 +46,7 @@ def synthesize_archive(
     placeless: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Write a synthetic archive. If the folder holds a complete archive from the same arguments, change nothing.
+    """Write a synthetic archive: made-up patches. If the folder has a complete one of these arguments, change nothing.
 
     Args:
         out: Folder to write. It gets `BigEarthNet-v1.0/` with the patches, the lists train.csv, val.csv and test.csv, a
@@ -54,10 +54,11 @@ def synthesize_archive(
             divide whole places at random.
         patches: Number of patches.
         seed: Seed of all random choices. The same seed gives the same bytes.
-        locations: Table of real places, dates and classes to draw from (see `locations.from_table`). If it is None,
+        locations: Table of real places, dates and classes to choose from (see `locations.from_table`). If it is None,
             they are made up.
-        confounded: True to see made-up countries mostly in a season of their own.
-        placeless: True to let pixels depend on nothing but classes and chance, and classes on chance.
+        confounded: True to take the images of each made-up country mostly in a season of its own.
+        placeless: True to choose classes by chance alone, and to let pixels depend on nothing but classes and chance.
+            Place and date then tell nothing about classes.
         progress: Called with the number of written patches and of all patches.
 
     Returns:
@@ -97,10 +98,10 @@ def synthesize_archive(
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
-    """Return True if the folder holds this synthetic archive already, complete. Make the folder if it is missing.
+    """Return True if a folder has a complete archive of the arguments in `record`. Make the folder if it is missing.
 
     Raises:
-        DataError: The folder holds other files, or cannot be made.
+        DataError: The folder has other files or an archive of other arguments, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def _is_there(folder: Path, record: JsonObject) -> bool:
 
 
 def patch_names(world: World) -> list[str]:
-    """Name patches like real ones: by satellite, time, and column and row in a tile of 100 km."""
+    """Return names for patches like those of BigEarthNet, from satellite, time, and column and row in a 100 km tile."""
     columns = (world.ulx % 100_000 // CELL).astype(int)
     rows = ((-world.uly) % 100_000 // CELL).astype(int)
     when = world.when.astype(object)
@@ -136,14 +137,16 @@ def patch_names(world: World) -> list[str]:
 
 
 def synthetic_subject(world: World, row: int, lat: float, seed: int, placeless: bool) -> Subject:
-    """Choose the ground, the season and the weather of one patch. All placeless patches get the same place and date.
+    """Return what one patch shows: its ground, season and weather.
+
+    If the archive is placeless, all patches are painted as if they had the same latitude and day.
 
     Args:
         world: Places, dates and classes.
         row: Number of the patch.
         lat: Latitude of the patch in degrees.
         seed: Seed of the archive.
-        placeless: True to draw the map of a patch by its own number, not by the number of its place.
+        placeless: True to let the map of a patch's classes depend on the patch's number, not on its place.
     """
     when: datetime = world.when[row].astype(object)
     day, lat = (MIDSUMMER, MIDDLE) if placeless else (when.timetuple().tm_yday, lat)
@@ -159,7 +162,14 @@ def synthetic_subject(world: World, row: int, lat: float, seed: int, placeless: 
 
 
 def _write_patch(folder: Path, world: World, row: int, bands: Mapping[str, NDArray[np.uint16]]) -> None:
-    """Write the band files and the JSON file of one patch. `bands` has its pixels, by name of the array."""
+    """Write the band files and the JSON file of one patch.
+
+    Args:
+        folder: Folder of the patch.
+        world: Places, dates and classes of all patches.
+        row: Number of the patch in `world`.
+        bands: Pixels [bands, H, W] by name of the array, such as `b10`.
+    """
     when: datetime = world.when[row].astype(object)
     labels = np.flatnonzero(world.labels[row])
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +198,7 @@ _CORNER = (123456.0, 7654321.0)
 
 
 class _Template(NamedTuple):
-    """Hold an encoded TIFF, the position of its corner in the bytes, and the position of its first pixel."""
+    """Hold the bytes of a TIFF to copy, and the positions of its corner's coordinates and first pixel in them."""
 
     data: bytes
     corner: int
@@ -197,7 +207,7 @@ class _Template(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _template(size: int, epsg: int, gsd: float) -> _Template:
-    """Encode a TIFF with rasterio, to copy it for many patches. Find its corner and its pixels in the bytes.
+    """Encode a TIFF with rasterio to copy it for many patches. Find the bytes of its corner and of its pixels.
 
     Args:
         size: Width and height in pixels.
@@ -232,7 +242,7 @@ def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: flo
 
 
 def _write_lists(folder: Path, world: World, names: list[str], seed: int) -> None:
-    """Write the lists of the split, the lists of snow and clouds, and the table of countries."""
+    """Write lists of a random split, lists of patches with snow and with clouds, and the table of countries."""
     parts = world.split(seed)
     for part, file in LISTS.items():
         _write_list(folder / file, [name for name, own in zip(names, parts, strict=True) if own == part])

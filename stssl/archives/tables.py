@@ -99,10 +99,10 @@ def folder_table(place: Path) -> pyarrow.Table:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
-    """Read a Parquet table of limited size.
+    """Read a Parquet table. First check its size, since it could fill the memory.
 
     Raises:
-        ValueError: The table is too large for the memory.
+        ValueError: The table is larger than this package reads.
     """
     with pyarrow.parquet.ParquetFile(path) as file:
         groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
@@ -141,14 +141,14 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Split the lines of a text table into cells. Return the cells of each line, and its line number.
+    """Split the lines of a text table into cells. Return the cells of each line, and the line numbers.
 
-    Leave out empty lines.
+    Empty lines, and a first line such as `sep=;`, are left out.
     """
     skipped = 0
     separator = ""
     first = text.partition("\n")[0].strip().strip('"')
-    # Excel writes a line such as `sep=;` to name the separator. It is no row of the table.
+    # Excel writes a first line such as `sep=;` to name the separator. Skip it, since it is no row of the table.
     if first.lower().startswith("sep=") and len(first) == 5:
         skipped, separator = 1, first[4]
         text = text.partition("\n")[2]
@@ -171,7 +171,7 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
 
 
 def _separator(text: str) -> str:
-    """Find the separator of a text table: the sign that divides the first line with text into the most cells."""
+    """Return the separator of a text table: the sign that divides the first line with text into the most cells."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     try:
         counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
@@ -181,7 +181,7 @@ def _separator(text: str) -> str:
 
 
 def _stripped(name: str) -> str:
-    """Remove byte order mark, control signs, spaces and quotes around a column's name."""
+    """Return a column's name without byte order mark, control characters, and spaces and quotes around it."""
     name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
     return name.strip().strip("\"'").strip()
 
@@ -193,12 +193,12 @@ def _key(name: str) -> str:
 
 @dataclass(frozen=True)
 class TableColumns:
-    """List the used and the unused columns of a table.
+    """List which columns of a table this package uses, and which it does not.
 
     Attributes:
-        used: Name in this package of each used column, and its name in the table.
+        used: Name of each used column in the table, by its name in this package.
         unused: Names of the other columns in the table.
-        doubled: Name in this package of a used column, and other columns of the table with the same meaning.
+        doubled: Other columns of the table with the same meaning as a used one, by its name in this package.
     """
 
     used: dict[str, str]
@@ -218,10 +218,10 @@ class TableColumns:
 
 
 def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[str, ...]]) -> str:
-    """Return a hint if an unused column's name looks like a mistyped name of a wanted column; else an empty text.
+    """Return a hint if the name of an unused column looks like a mistyped name of a wanted one; else an empty text.
 
     Args:
-        what: Name in this package of the wanted column.
+        what: Name of the wanted column in this package.
         names: Names of the unused columns.
         wanted: Each wanted column, and its possible names in small letters.
 
@@ -267,7 +267,7 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
 
 
 def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[object]]:
-    """Read the wanted columns of a table as lists. Leave out columns that the table lacks.
+    """Return the wanted columns of a table as lists of cells, by name. Leave out columns that the table lacks.
 
     Args:
         table: The table.
@@ -295,7 +295,7 @@ def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
     column = table.column(name)
     try:
         if pyarrow.types.is_timestamp(column.type):
-            # Python's times have no nanoseconds, and pyarrow drops them only if it is told to.
+            # Drop nanoseconds: Python's times have none, and pyarrow would raise an error for a time with nanoseconds.
             column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
         cells: list[object] = column.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:

@@ -1,7 +1,7 @@
 """Read the pixels of GeoTIFFs. Read uncompressed strips directly, and all other files through rasterio (`images`).
 
 BigEarthNet has 7.7 million files: each one is a header and a block of 16-bit numbers. GDAL needs milliseconds to open
-one, so files of this simple kind have a direct reader. It checks every tag that it uses. It leaves all other files to
+one, so this module reads such simple files directly. It checks every tag that it uses, and leaves all other files to
 rasterio.
 """
 
@@ -81,7 +81,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
         return None
     height, width, offsets, counts = tags[_HEIGHT][0], tags[_WIDTH][0], tags[_OFFSETS], tags[_COUNTS]
     ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
-    # If the strips follow each other, one view of the bytes is enough and nothing is copied.
+    # If the strips follow each other in the file, take one view of its bytes: this copies no pixels.
     if ends[:-1] == list(offsets[1:]):
         pixels = np.frombuffer(data, "<u2", height * width, offsets[0])
     else:
@@ -91,7 +91,7 @@ def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _plain(tags: dict[int, TagValues], size: int) -> bool:
-    """Return True if the simple reader can read a TIFF: one uint16 band, in uncompressed strips that are all there.
+    """Return True if `strip_spans` can read a TIFF: one uint16 band, in uncompressed strips that are all in the file.
 
     Args:
         tags: Tags of the TIFF.
@@ -148,7 +148,7 @@ class UtmCorner(NamedTuple):
 
 
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
-    """Read projection and corners of a raster image from a path, or from an open file in memory.
+    """Return projection and corners of a raster image, read from a path or from an open file in memory.
 
     Raises:
         BadPatchError: The file cannot be read, has no georeference, or is turned against its projection.
@@ -164,7 +164,7 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
 
 
 def utm_corner(data: bytes) -> UtmCorner | None:
-    """Read EPSG code and upper left corner of a GeoTIFF in a projected system. Return None for unusual files."""
+    """Read EPSG code and upper left corner of a GeoTIFF in a projected system; None for files that need GDAL."""
     try:
         tags = _tags(data)
         if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
@@ -183,10 +183,11 @@ def utm_corner(data: bytes) -> UtmCorner | None:
 
 
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
-    """Read one band [size, size] of 16-bit unsigned pixels.
+    """Read a file with one band of 16-bit unsigned pixels. Return the pixels [size, size].
 
     Raises:
-        BadPatchError: The file is missing, unreadable or truncated, or has another size or type.
+        BadPatchError: The file is missing, unreadable or truncated, has another size or type, or has pixels that are
+            not measured.
     """
     data = read_bytes(path, path.name)
     pixels = strip_spans(data)

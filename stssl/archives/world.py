@@ -2,8 +2,8 @@
 
 Each class has a latent Gaussian field and a threshold. A place has the class if the field exceeds the threshold there.
 The field is the sum of four terms: an effect of the country, a smooth field over regions, a field over kilometers, and
-chance. So metadata tells much within known regions and less between them. For a country without training patches, it
-tells nothing or misleads. The real BigEarthNet is similar.
+chance. So place and date tell a network much about classes in regions with training patches, and less between them. For
+a country without training patches, they tell nothing or mislead. The real BigEarthNet is similar.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ CELL = 1200.0
 
 
 class Country(NamedTuple):
-    """Describe a country: ranges of latitude and longitude in degrees, and its share of the patches."""
+    """Describe a country: its ranges of latitude and longitude in degrees, and its share of all patches."""
 
     lat: tuple[float, float]
     lon: tuple[float, float]
@@ -84,7 +84,7 @@ SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
 
 @dataclass(frozen=True)
 class World:
-    """Hold places, dates and classes of n patches, one entry for each patch.
+    """Hold places, dates and classes of the n patches of a synthetic archive, one entry for each patch.
 
     Attributes:
         place: Number of the place. Patches of one place have different dates.
@@ -109,11 +109,11 @@ class World:
     cloud: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        """Return the number of patches in this made-up world."""
+        """Return the number of patches of the synthetic archive."""
         return len(self.place)
 
     def take(self, rows: slice | Ints) -> "World":
-        """Return a copy of this made-up world that has only the patches in `rows`."""
+        """Return a copy of these places, dates and classes that has only the patches in `rows`."""
         return World(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def degrees(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -136,7 +136,7 @@ class World:
 
 
 def generate(patches: int, seed: int, confounded: bool = True, placeless: bool = False) -> World:
-    """Make up places, dates and classes of patches in the countries of Europe, for a synthetic archive.
+    """Make up places, dates and classes of patches in ten countries of Europe, for a synthetic archive.
 
     Args:
         patches: Number of patches.
@@ -151,7 +151,7 @@ def generate(patches: int, seed: int, confounded: bool = True, placeless: bool =
     shares = np.array([country.share for country in COUNTRIES.values()])
     season_of_country = rng.permutation(len(names)) / len(names) * DAYS
     parts: list[World] = []
-    # Do not choose countries at random: a small archive should have all of them, too.
+    # Take countries in a fixed proportion, not at random, so that a small archive has all of them, too.
     order = _areas(shares, rng)
     count = places = 0
     while count < patches:
@@ -167,7 +167,14 @@ def generate(patches: int, seed: int, confounded: bool = True, placeless: bool =
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
-    """Yield numbers of countries without end. Each country comes as often as its share says, and comes early."""
+    """Yield the countries of the next areas (groups of patches) without end, as positions in `shares`.
+
+    Each country comes as often as its share says, and soon for the first time.
+
+    Args:
+        shares: Share of each country.
+        rng: Source of random numbers, which vary the order a little.
+    """
     seen = rng.uniform(0.0, 0.3, len(shares))
     while True:
         number = int(np.argmin(seen / shares))
@@ -176,15 +183,17 @@ def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[in
 
 
 def _shift(area: World, places: int) -> World:
-    """Return a copy of an area with `places` (the count of place numbers in use) added to its place numbers.
+    """Return a copy of an area (a group of neighboring patches) whose place numbers no other area has.
 
-    So no two areas share a place number.
+    Args:
+        area: Area with place numbers from 0 on.
+        places: Count of place numbers that earlier areas use. It is added to the area's place numbers.
     """
     return World(**(area.__dict__ | {"place": area.place + places}))
 
 
 def _area(country: str, rng: np.random.Generator, favorite: float | None) -> World:
-    """Make up neighboring patches in one country, on one to four dates. Their labels are set later.
+    """Make up an area: neighboring patches in one country, on one to four dates. They have no labels yet.
 
     Args:
         country: Name of the country.
@@ -217,10 +226,10 @@ def _area(country: str, rng: np.random.Generator, favorite: float | None) -> Wor
 
 
 def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDArray[np.datetime64]:
-    """Choose different dates at random.
+    """Return up to `count` different dates with times, sorted, which are chosen at random in a year from the first day.
 
     Args:
-        count: Number of dates.
+        count: Number of dates to choose. Equal ones are returned once.
         favorite: Day near which most dates lie, in days after the first day; None for any dates.
         rng: Source of random numbers.
     """
@@ -233,7 +242,7 @@ def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDAr
 
 
 def _with_labels(world: World, rng: np.random.Generator) -> World:
-    """Choose land-cover classes for each place at random. Near places and places of one country get similar classes."""
+    """Return a copy with random land-cover classes. Near places, and places of one country, get similar classes."""
     _, first, inverse = np.unique(world.place, return_index=True, return_inverse=True)
     places = world.take(first)
     lat, lon = places.degrees()
@@ -252,17 +261,20 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
 
 
 def _with_chance_labels(world: World, rng: np.random.Generator) -> World:
-    """Choose land-cover classes for each patch by chance alone, so place and date tell nothing about them."""
+    """Return a copy with classes that are chosen for each patch by chance alone, and without snow and clouds.
+
+    So place and date tell nothing about the classes.
+    """
     threshold = np.array([NormalDist().inv_cdf(rate) for rate in RATES.values()])
     labels = _exceeding(threshold + rng.normal(size=(len(world), len(RATES))))
-    clear = np.zeros(len(world), bool)  # no snow: it would tell the season, and the season the country
+    clear = np.zeros(len(world), bool)  # no snow, since it would tell a network the season, and the season the country
     return World(**(world.__dict__ | {"labels": labels, "snow": clear, "cloud": clear}))
 
 
 def _exceeding(latent: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the classes [n, classes] whose latent value exceeds 0. In BigEarthNet, each patch has a class.
+    """Return booleans [n, classes]: True if the latent value of a class exceeds 0.
 
-    So a row without classes gets its most likely class.
+    A row without such a class gets its most likely class, since each patch of BigEarthNet has at least one.
     """
     labels = latent > 0
     nothing = ~labels.any(1)
@@ -286,7 +298,7 @@ def _field(
         wavelengths: Shortest and longest wavelength in kilometers.
         classes: Number of classes, and of functions.
         rng: Source of random numbers.
-        waves: Number of waves in the sum.
+        waves: Not used. A function is the sum of 96 waves.
     """
     waves = 96
     length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))

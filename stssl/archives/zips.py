@@ -1,4 +1,4 @@
-"""Check the header of a zip file before its list of members is read: a hostile list could fill the memory."""
+"""Check the size of a zip file's list of members before this list is read: a hostile list could fill the memory."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ _WIDE = 0xFFFFFFFF
 
 
 def check_directory(path: Path) -> None:
-    """Check how many members a zip file claims, and how many bytes their list has.
+    """Raise an error if a zip file claims too many members, or too long a list of them. Do not read the list.
 
     Args:
         path: Path of the zip file.
@@ -26,9 +26,9 @@ def check_directory(path: Path) -> None:
         tail = file.read()
         at = tail.rfind(b"PK\5\6")
         if at < 0 or at + _END.size > len(tail):
-            return  # This is no zip file. The zip reader reports it later.
+            return  # This is no zip file. Raise no error, since the zip reader reports it later.
         members, length = _END.unpack_from(tail, at)[4:6]
-        # If a field has its largest value, the real number did not fit: it is in the Zip64 record.
+        # If a field has its largest value, the real number did not fit into it. Then it is in the Zip64 record.
         if (members == 0xFFFF or length == _WIDE) and at >= _LOCATOR.size:
             mark, _, where, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
             file.seek(min(where, size))
