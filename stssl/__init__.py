@@ -77,12 +77,12 @@ _MODULES["recipe_names"] = "stssl.recipes.catalog"
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name, such as `train`, when it is first used, and return the object with this name."""
     if name in __all__:
         return getattr(import_module(_MODULES.get(name, "stssl.api")), name)
     raise AttributeError(f"module 'stssl' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    """List the public names, also those that are not imported yet."""
+    """Return the public names of the package, also those that are not imported yet, for `dir(stssl)`."""
     return __all__

@@ -1,4 +1,4 @@
-"""Run the command line: `python -m stssl`."""
+"""Run the command line `stssl` as `python -m stssl`."""
 
 from stssl.commands.cli import main
 

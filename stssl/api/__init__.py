@@ -1,7 +1,7 @@
-"""Offer the functions of `import stssl`. The command line offers the same functions.
+"""Offer the functions of `import stssl`, such as `stssl.train`. The command line has a subcommand for most of them.
 
-`stssl/__init__.py` and this file import these names at their first use, to keep `import stssl` fast. A new function
-needs an entry in both.
+`stssl/__init__.py` and this file import these functions at their first use, to keep `import stssl` fast. A new function
+needs an entry in both files.
 """
 
 from typing import TYPE_CHECKING

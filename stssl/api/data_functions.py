@@ -20,7 +20,7 @@ def synthesize(
         out: Folder to write.
         patches: Number of patches.
         seed: Seed of the contents. The same seed writes the same bytes.
-        placeless: True to let labels depend on pixels only. Place and date then tell nothing.
+        placeless: True to choose labels by chance, so that only pixels tell them. Place and date then tell nothing.
         progress: False shows no progress.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Show progress bars and tables of scores: in a terminal, in a notebook, or as lines in a file."""
+"""Show progress as bars in a terminal or notebook, or as lines in a file. Make tables of scores to print."""
 
 import contextlib
 import logging
@@ -43,7 +43,9 @@ class _Lines:
         self.console, self.what, self.begun, self.shown = console, what, time.monotonic(), -1
 
     def update(self, done: int, total: int | None, note: str) -> None:
-        """Write a line of progress if at least `EVERY` percent were done since the last line.
+        """Write a line of progress each time another `EVERY` percent of all things are done.
+
+        If `total` is None, write nothing.
 
         Args:
             done: Number of things done.
@@ -58,20 +60,20 @@ class _Lines:
         self.say(f"{100 * done // total:3d} %, {done}/{total} {note}, {_clock(spent)} elapsed{left}")
 
     def say(self, words: str) -> None:
-        """Write one line of progress at once, without a buffer: a program that reads the output must see it."""
+        """Write one line of progress without a buffer, so that a program that reads the output sees it at once."""
         if not self.console.quiet:
             print(f"{self.what}: {words}", file=self.console.file, flush=True)
 
 
 def default_console(shown: bool | None = None) -> Console:
-    """Make a console on stderr.
+    """Return a console that writes to stderr.
 
     Args:
         shown: If False, the console shows nothing. If None or True, it shows progress.
     """
     console = Console(stderr=True, quiet=shown is False)
     if console.is_jupyter and not find_spec("ipywidgets"):
-        # Hide the advice of tqdm and Ray to install ipywidgets: this program shows lines of text without them.
+        # Hide the advice of tqdm and Ray to install ipywidgets: this package does not need them, as it can show lines.
         warnings.filterwarnings("ignore", message="IProgress not found")
         logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     return console
@@ -90,7 +92,7 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _following(console: Console, what: str, total: int | None, note: str, first: str = "") -> Iterator[Follow]:
-    """Show progress as a bar in a terminal or notebook, else as lines. Yield the function that updates it.
+    """Show progress as a bar in a terminal or notebook, else as lines. Yield the function that updates the progress.
 
     Args:
         console: Console that shows the progress.
@@ -159,7 +161,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> str:
 
 
 def probe_table(rows: list[ProbeResult]) -> Table:
-    """Make a table of the test scores of a probe. Each line is one method with one number of labels."""
+    """Return a table of a probe's test scores. Each row is one method, such as k-NN, with one number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
     for name in ("weights", "method", "labels", *scores):
@@ -175,7 +177,7 @@ def probe_table(rows: list[ProbeResult]) -> Table:
 
 
 def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """Make a table of scores. Each network is a column, and each score a row."""
+    """Return a table of the scores of networks. Each network is a column, and each score a row."""
     table = Table(title=title)
     table.add_column("score")
     for network in results:
@@ -187,7 +189,7 @@ def score_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table
 
 
 def group_table(groups: "GroupScores") -> Table:
-    """Make a table of the headline score of each network on each group, with counts and intervals."""
+    """Return a table of the mAP or accuracy of each network on each group of patches, with counts and intervals."""
     name = next(row.score for row in groups.rows if row.score in ("mAP", "accuracy"))
     table = Table(title=f"{name} by group")
     for title in ("network", "column", "group"):
@@ -203,7 +205,7 @@ def group_table(groups: "GroupScores") -> Table:
 
 
 def comparison_table(found: Sequence["Difference"]) -> Table:
-    """Make a table of compared recipes, one in a row. A star marks what is significant after Holm's correction."""
+    """Return a table of compared recipes, one in a row. A star marks a significant difference (Holm's correction)."""
     first = found[0]
     table = Table(title=f"{first.score} against {escape(first.against)} ({first.other:.4f})")
     table.add_column("runs of", overflow="fold")
@@ -222,13 +224,13 @@ def _shown(score: float | None) -> str:
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar that counts things, such as patches. Yield the function that moves the bar.
+    """Show how many things, such as patches, are done. Yield the function that updates the shown numbers.
 
     The yielded function takes the number of things done and the number of all things.
 
     Args:
-        console: Console that shows the bar.
-        what: Verb before the bar.
+        console: Console that shows the progress.
+        what: Verb before the progress, such as "convert".
         unit: Name of the things.
     """
     with _following(console, what, None, unit) as follow:

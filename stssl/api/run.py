@@ -1,4 +1,4 @@
-"""Give users a run: its recipe, metrics, scores, checkpoints and networks."""
+"""Define `Run`, which gives users the recipe, metrics, scores, checkpoints and networks of a training."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,15 +27,15 @@ RunScores = dict[str, dict[str, float]]
 
 
 class Run:
-    """Give access to a training or pretraining run that was started.
+    """Give access to the files and networks of a training or pretraining run that was started.
 
     Attributes:
         place: Path of the run's folder, or its URL in an object store.
-        path: Folder with the run's files. For a URL, it is a copy that goes when this process ends.
+        path: Folder with the run's files. For a URL, it is a local copy that is deleted when this process ends.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        """Wrap the folder of a run that is open already. To open a run by its path, call `Run.open`."""
+        """Make a run from its open folder. To open a run by its path, call `Run.open`."""
         self.place, self.path = folder.place, folder.path
         self._folder = folder
 
@@ -46,7 +46,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Open a run by its folder, such as `runs/eurosat-fixmatch_cpu-s0`, or by its URL in an object store.
+        """Open the run in a folder, such as `runs/eurosat-fixmatch_cpu-s0`, or at a URL in an object store.
 
         Raises:
             DataError: The object store cannot be read.
@@ -73,8 +73,8 @@ class Run:
     def best_score(self) -> float | None:
         """Return the best validation score, from 0 to 1; None if the run is not finished or has no score.
 
-        It is the student's accuracy, or its mAP with several labels a patch. Pretraining has none: labels do not
-        choose its checkpoint.
+        It is the student's accuracy, or its mAP if patches have several labels. A pretraining run has none, since it
+        does not use labels.
         """
         end = self._folder.finished()
         return None if end is None else end["best"]
@@ -83,7 +83,7 @@ class Run:
     def checkpoints(self) -> dict[str, Path]:
         """Return the paths of the checkpoint files that exist, by name: `last`, `previous`, `best`.
 
-        They are fetched from an object store.
+        If the run lies in an object store, the files are downloaded first.
         """
         checkpoints = self._folder.checkpoints
         return {name: checkpoints.path(name) for name in CHECKPOINTS if checkpoints.has(name)}
@@ -231,5 +231,5 @@ class Run:
 
 
 def folder_of_run(run: Run | str | Path) -> str:
-    """Return the path or URL of a run's folder. A path is returned unchanged."""
+    """Return the path or URL of a run's folder as a text. The argument may be a run, or the path or URL itself."""
     return run.place if isinstance(run, Run) else str(run)

@@ -113,12 +113,12 @@ def probe(
     fine_tune: bool = False,
     overrides: Iterable[str] = (),
 ) -> "Probed":
-    """Measure how good the features of a pretrained backbone are, by a linear layer and k-NN.
+    """Measure how good the features of a pretrained backbone are: classify patches by a linear layer and by k-NN.
 
     Args:
         run: A pretraining run or its folder. Leave it out if you give `weights`.
         labels: Number of labels of each probe: `all`, `fraction=F`, `per-class=N` or `total=N`.
-        seed: Seed of the draw of labels.
+        seed: Seed that chooses the labeled patches at random.
         weights: Weights to probe without a run, as in the recipe key `model.weights`. Needs `store`.
         store: Path or URL of a store with labels, for `weights`.
         out: File of the scores, for `weights`. The default is `probe-<backbone>-<number>-s<seed>.json`, in the current
@@ -152,15 +152,15 @@ def probe(
 
 
 def inspect_weights(file: str | Path) -> "InspectedWeights":
-    """Describe a file of weights, of this or another program. Run no code from it.
+    """Describe a file of weights that this or another program wrote. Run no code that the file contains.
 
     Args:
         file: File of weights. The page of the recipe key `model.weights` lists the formats that can be read. Or a
             run's folder, or a value of `model.weights` that names a file, such as `package:NAME`.
 
     Returns:
-        Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` gives it as
-        text.
+        Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` returns all
+        this as lines of text.
 
     Raises:
         ConfigError: The file cannot be read, or it holds no network.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_student(place: Run | str | Path) -> "Student":
-    """Load the student of a finished run. It needs neither the run's store nor its recipe.
+    """Load the student (the network to use) of a finished run. It needs neither the run's store nor its recipe.
 
     Args:
         place: A run, its folder, or a file `student.safetensors`.
@@ -43,7 +43,9 @@ def export(
     bands: Sequence[str] | None = None,
     license: str | None = None,
 ) -> Path | str:
-    """Write a run's student for other programs, with a model card. Compare the written file with the student.
+    """Write a run's student (its trained network) in a format of other programs, with a model card.
+
+    Before, compare the new files with the student. If their results differ, write nothing.
 
     Args:
         run: A run, its folder, or its weights file; a path or URL.
@@ -82,7 +84,7 @@ def predict(
     gpus: float = 0.0,
     progress: bool | None = None,
 ) -> Path | str:
-    """Predict the map of a scene (`out` is `.tif`), or a table of patches (`out` is `.parquet`).
+    """Predict the classes of a scene as a map (`out` is `.tif`), or those of patches as a table (`out` is `.parquet`).
 
     Args:
         model: A run or its student; several average their probabilities.
@@ -162,5 +164,5 @@ def embed(
 
 
 def _listed(given: Given | Sequence[Given]) -> Sequence[Given]:
-    """Turn an argument into a sequence: a single thing becomes a sequence of one thing."""
+    """Return an argument as a sequence: a single run or path becomes a sequence with this one item."""
     return [given] if isinstance(given, Run | str | Path) else given

@@ -1,4 +1,4 @@
-"""Load recipes, and train, pretrain, search, study and plan them."""
+"""Load recipes, train and pretrain by them, search their best values, study their metadata, and plan their cost."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -81,7 +81,7 @@ def _carried_out(recipe: RunRecipe | str | Path, kind: type[RunRecipe], progress
 def sweep(
     file: str | Path, overrides: Iterable[str] = (), *, top: int = 0, seeds: int = 5, progress: bool | None = None
 ) -> "SweepFiles":
-    """Search recipe keys. The same call resumes an interrupted sweep.
+    """Search the best values of recipe keys by many training runs (trials). The same call resumes a stopped sweep.
 
     Args:
         file: Name of a sweep of the package, such as `sweeps/cpu`, or path of a YAML file.
@@ -145,10 +145,12 @@ def shift(
     gpus: float | None = None,
     progress: bool | None = None,
 ) -> "ShiftStudy":
-    """Study what metadata is worth, inside the training region and under shift. The same call resumes a study.
+    """Study how much place and date help a network on test patches like the training patches, and on shifted ones.
 
-    For each split and seed it trains the recipe, the same with one network that sees metadata at test too (`direct`),
-    and the same without any metadata (the control). All are tested with true and changed metadata.
+    Shifted patches come from other regions or seasons than the training patches. For each split and seed, this function
+    trains the recipe, the same recipe with one network that sees metadata at test too (`direct`), and the same recipe
+    without any metadata (the control). It tests all of them with true and changed metadata. The same call resumes an
+    interrupted study.
 
     Args:
         recipe: Recipe with a teacher, from `load_recipe`, or a recipe's name or path.

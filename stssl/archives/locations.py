@@ -22,8 +22,7 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 def from_table(path: Path, patches: int, seed: int) -> World:
     """Choose places, dates and classes for a synthetic archive at random from a table of real patches.
 
-    The choice takes whole squares of neighboring places, with all their dates. So nearby patches of the synthetic
-    archive have similar classes, as in reality.
+    Whole squares of neighboring places are chosen, with all dates, so that nearby patches have similar classes.
 
     Args:
         path: CSV or Parquet file with the columns `epsg`, `ulx`, `uly`, `date`, `labels` and `country`.

@@ -38,7 +38,9 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Return an argument after a check that it is a local path; warn if a Ray job's end would delete the result.
+    """Check that the path of a result is local, not a URL, and return it unchanged.
+
+    Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
         parameter: The option or argument, for the message.
@@ -53,7 +55,9 @@ def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def new_store(parameter: typer.CallbackParam, value: str) -> str:
-    """Return the place of a new store after a check; warn if the end of a Ray job would delete the store.
+    """Check that the place of a new store is a path or a URL, and return it unchanged.
+
+    Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
         parameter: The argument, for the message.
@@ -76,7 +80,7 @@ def _warn_if_vanishing(parameter: typer.CallbackParam, value: str | Path | None)
 
 
 def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument is a path or the URL of an object store.
+    """Check that the place of a run is a path or the URL of an object store. Return it unchanged.
 
     Args:
         parameter: The option or argument, for the message.
@@ -91,7 +95,9 @@ def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument is the path or the URL of a result, and warn if the result would vanish with a Ray job.
+    """Check that the place of a result is a path or the URL of an object store, and return it unchanged.
+
+    Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
         parameter: The option or argument, for the message.
@@ -106,7 +112,7 @@ def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument is a path or a URL that a store can have. Return it unchanged.
+    """Check that the place of a store is a path or a URL that a store can have. Return it unchanged.
 
     Args:
         parameter: The option or argument, for the message.
@@ -121,7 +127,7 @@ def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def _checked(parameter: typer.CallbackParam, value: Any, check: Callable[[Any, str], object]) -> Any:
-    """Call a check with each text of an argument and the argument's name. Return the argument's value unchanged."""
+    """Call `check` with each path or URL in an argument's value and the argument's name. Return the value unchanged."""
     for one in value if isinstance(value, list | tuple) else [value]:
         if one is not None:
             check(one, _shown(parameter))
@@ -129,7 +135,7 @@ def _checked(parameter: typer.CallbackParam, value: Any, check: Callable[[Any, s
 
 
 def _shown(parameter: typer.CallbackParam) -> str:
-    """Return an option's name as users type it, or an argument's name as the help shows it."""
+    """Return an option's name as users type it, such as `--out`, or an argument's name as the help shows it."""
     return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
 
 
@@ -155,7 +161,7 @@ class ListCommand(TyperCommand):
 
     @classmethod
     def ends(cls, word: str) -> bool:
-        """Return True if a word ends a list, though it is no option."""
+        """Return True if a word of the command line ends the list of an option's words. An option always ends it."""
         return False
 
     @classmethod
@@ -201,7 +207,7 @@ class ShiftCommand(ListCommand):
 
     @classmethod
     def ends(cls, word: str) -> bool:
-        """Return True for a change of a recipe key."""
+        """Return True if a word changes a recipe key, such as `schedule.steps=100`: it is not in an option's list."""
         return "=" in word
 
 
@@ -214,7 +220,7 @@ class ConvertCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line, and keep the format's options apart from the command's own options.
+        """Parse a command line. Store the values of the archive format's options in `ctx` for `given_options`.
 
         Args:
             ctx: Context of the command.
@@ -235,7 +241,7 @@ class ConvertCommand(TyperCommand):
         return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options that the parser knows: those of the named format, and further ones of other formats."""
+        """List the options that the parser knows: those of the format on the command line, and those of others."""
         from stssl.archives.options import all_options
 
         own = self.listed(ctx)
@@ -243,7 +249,7 @@ class ConvertCommand(TyperCommand):
         return (*own, *(option for option in all_options() if option.name not in names))
 
     def listed(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the archive formats' options that `--help` shows: those of the named format, or else all."""
+        """List the options that `--help` shows: those of the format on the command line; without one, all."""
         from stssl.archives.options import all_options, options_of
 
         name = ctx.meta.get(_FORMAT)
@@ -266,13 +272,13 @@ class VerifyCommand(ConvertCommand):
 
 
 def given_options(ctx: typer.Context) -> dict[str, object]:
-    """Return the values of the archive formats' options by name. The value is None if an option was not given."""
+    """Return the values of the archive formats' options on the command line, by name; None for one not given."""
     found: dict[str, object] = ctx.meta[_GIVEN]
     return found
 
 
 def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOption"], title: str) -> list[Any]:
-    """Make parameters of a command from the options that archive formats declare.
+    """Return parameters of a command, made from the options that archive formats declare.
 
     Args:
         options: Options that the command accepts.
@@ -289,7 +295,7 @@ def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOptio
         about = typer.Option(option.flag, help=option.help, callback=callback, hidden=hidden, rich_help_panel=title)
         kind = _TYPES[option.kind]
         hints[option.name] = Annotated[kind | None, about]  # type: ignore[operator]  # known only at run time
-    # typer makes parameters only from the signature of a function. So build such a function.
+    # Build a function with these options as its signature, since typer makes parameters only from a function.
     carrier.__annotations__ = hints
     carrier.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` returns
         [

@@ -45,11 +45,11 @@ from stssl.commands.training_commands import (
 class _Commands(TyperGroup):
     """Group the subcommands of `stssl`.
 
-    After Ctrl-C or a signal, raise an error with a message: typer itself shows none.
+    After Ctrl-C or a signal that ends the process, raise an error with a message, since typer itself shows none.
     """
 
     def make_context(self, *given: Any, **named: Any) -> Any:
-        """Parse the words of the command line.
+        """Parse the words of the command line, and return typer's context with them.
 
         Raises:
             StoppedError: A signal asked the process to end.
@@ -95,7 +95,7 @@ def common_options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train land-cover classifiers from few labels and many unlabeled satellite patches."""
+    """Define the options of `stssl` itself, which stand before the subcommand."""
 
 
 def doctor_command() -> None:
@@ -136,7 +136,7 @@ for _name, _function, _class in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line. After a user's mistake, show a message without a traceback, and exit with code 2."""
+    """Run the command line. After a user's mistake or a stop signal, exit with a message and the error's exit code."""
     try:
         with heeding_signals():
             app()

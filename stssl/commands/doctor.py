@@ -25,7 +25,7 @@ OPTIONAL = {
 
 
 def examine() -> Iterator[str]:
-    """Yield lines of text about this machine for a bug report. Write no files and start no processes."""
+    """Yield lines of text that describe this machine for a bug report. Write no files, and start no processes."""
     yield f"stssl      {__version__} in {Path(__file__).parents[1]}"
     yield f"python     {platform.python_version()} in {sys.prefix}"
     yield f"system     {platform.platform()}"
@@ -65,7 +65,7 @@ def _hardware() -> Iterator[str]:
 
 
 def _disk() -> Iterator[str]:
-    """Yield a line of text about free room for each disk that gets results or temporary files."""
+    """Yield a line of text about the free space of each disk that gets results or temporary files."""
     seen: set[int] = set()
     for name in (".", os.environ.get("TMPDIR", "/tmp")):
         path = Path(name).absolute()

@@ -1,4 +1,4 @@
-"""Run all steps on generated data: archive, store, training on two workers, evaluation, report."""
+"""Run all steps of the package on generated data, for `stssl quickstart`."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def run_quickstart(
         console: Console that shows progress.
         patches: Number of patches to generate.
         overrides: `key=value` changes to the recipe.
-        keep: Which of the generated data to keep.
+        keep: Which of the generated data to keep at the end: archive and store, only the store, or nothing.
     """
     out.mkdir(parents=True, exist_ok=True)
     archive, store, report = out / "archive", out / "store.zarr", (out / "report.html").absolute()
@@ -85,7 +85,10 @@ def run_quickstart(
 
 
 def _make_store(archive: Path, store: Path, console: Console, patches: int) -> None:
-    """Generate a synthetic archive and convert it to a store. If the store exists already, do nothing."""
+    """Generate a synthetic archive and convert it to a store.
+
+    If an earlier call finished the store and the archive is deleted, do nothing. Otherwise, resume what is missing.
+    """
     if (store / "zarr.json").exists() and not archive.exists():
         console.print(f"The store {store} is there already.", markup=False, soft_wrap=True)
         return
@@ -100,12 +103,12 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
 
 
 def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
-    """Delete the generated data that the user does not want to keep. Show how much disk space the kept data need.
+    """Delete the generated data that the user does not want to keep. Show how much disk space all other files need.
 
     Args:
         unwanted: Folders to delete.
         out: Folder of all results.
-        console: Shows the message.
+        console: Console that shows the message.
     """
     for folder in unwanted:
         shutil.rmtree(folder, ignore_errors=True)

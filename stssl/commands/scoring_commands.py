@@ -1,4 +1,7 @@
-"""Define the subcommands that score and describe runs and weights. Each imports what it needs in its function."""
+"""Define the subcommands that score and describe runs and weights.
+
+Each subcommand imports what it needs inside its function, so that `stssl --help` stays fast.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal

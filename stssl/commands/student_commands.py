@@ -1,4 +1,7 @@
-"""Define the subcommands that use a student: export, predict, embed. Each imports what it needs in its function."""
+"""Define the subcommands that use a student (a trained network): export, predict, embed.
+
+Each subcommand imports what it needs inside its function, so that `stssl --help` stays fast.
+"""
 
 from dataclasses import replace
 from pathlib import Path

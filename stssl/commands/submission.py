@@ -1,4 +1,4 @@
-"""Submit a recipe or sweep to a Ray cluster: `stssl submit`.
+"""Submit a recipe, sweep or prediction to a Ray cluster as a job: `stssl submit`.
 
 The command sends the working folder with the job, but no data, environments and runs. It shows the job's output and
 returns the job's exit code.
@@ -71,9 +71,10 @@ class Submission:
         folder: Working folder to send with the job.
         variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
         pip: Packages to install for the job, or one requirements file.
-        cpus: CPUs of the job's first process. None reserves no CPU; if this process trains itself (`launch.workers:
-            0`, or a prediction without Ray tasks), None reserves the CPUs of a worker.
-        gpus: GPUs of the job's first process. None means the same as for `cpus`.
+        cpus: CPUs of the job's first process. None reserves the CPUs of a worker if this process trains itself
+            (`launch.workers: 0`), one CPU if it predicts itself, and no CPU otherwise.
+        gpus: GPUs of the job's first process. None reserves the GPUs of a worker if this process trains itself, and no
+            GPU otherwise.
         wait: True to follow the job to its end.
         paths: Paths of a prediction: models, inputs and output.
         tasks: True if a prediction computes in Ray tasks, and not in the job's first process.
@@ -93,14 +94,14 @@ class Submission:
 
 
 def command_for(tree: Tree) -> str:
-    """Choose the subcommand of `stssl` that runs a file: `sweep`, `pretrain` or `train`. The file's keys decide."""
+    """Return the subcommand of `stssl` that runs a file: `sweep`, `pretrain` or `train`. The file's keys decide."""
     if "search" in tree:
         return "sweep"
     return "train" if kind_of(tree) is Recipe else "pretrain"
 
 
 def job(submission: Submission) -> dict[str, Any]:
-    """Check a job, and make the arguments of Ray's function `submit_job` from it. Do not connect to the cluster yet.
+    """Check a job, and return the arguments of Ray's function `submit_job` for it. Do not connect to the cluster yet.
 
     Raises:
         ConfigError: The file, or a file that it names, is missing, wrong, or not sent with the working folder. Or it
@@ -114,7 +115,7 @@ def job(submission: Submission) -> dict[str, Any]:
     command = command_for(tree)
     if command == "sweep":
         key, storage, launch, recipe = _sweep(submission)
-        # Add the base recipe to the tree: it may name environment variables, too.
+        # Add the base recipe to the tree, so that `_environment` also finds the variables that this recipe names.
         tree |= {"base recipe": load_tree(recipe)}
         files = [*_files(file), *_files(recipe)]
     else:
@@ -134,15 +135,19 @@ def job(submission: Submission) -> dict[str, Any]:
 
 
 def _prediction(submission: Submission) -> dict[str, Any]:
-    """Check a prediction, and make the arguments of Ray's function `submit_job` from it."""
+    """Check the job of a prediction, and return the arguments of Ray's function `submit_job` for it.
+
+    Raises:
+        ConfigError: A path is relative, or a variable is not set.
+    """
     for path in submission.paths:
         if not path.startswith("/") and not is_url(path):
             raise ConfigError(
                 f"'{path}' is relative: models, scenes and maps are not sent to the cluster. Give absolute paths in a "
                 "folder that all nodes share, such as /shared/map.tif, or URLs of an object store."
             )
-    # Without Ray tasks, the job's first process does the prediction. Reserve a CPU for it: by default, Ray reserves
-    # none.
+    # Without Ray tasks, the job's first process does the prediction. Reserve a CPU for it, since Ray reserves none by
+    # default and would give the same CPU to other tasks.
     cpus = 1 if submission.cpus is None and not submission.tasks else submission.cpus
     resources = {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": submission.gpus}
     words = ["predict", *submission.overrides]
@@ -152,7 +157,7 @@ def _prediction(submission: Submission) -> dict[str, Any]:
 
 
 def _arguments(words: Sequence[str], title: str, environment: dict[str, str], submission: Submission) -> dict[str, Any]:
-    """Make the arguments of Ray's function `submit_job`, without resources.
+    """Return the arguments of Ray's function `submit_job`, without those for CPUs and GPUs.
 
     Args:
         words: Words of the command line after `stssl`.
@@ -176,8 +181,8 @@ class _SweepJob(NamedTuple):
     """Hold the values of a sweep file that decide how its job runs on the cluster.
 
     Attributes:
-        key: Key of the sweep file that sets the storage.
-        storage: Folder of sweeps.
+        key: Key of the sweep file that sets the folder of sweeps.
+        storage: Folder of sweeps, or its URL.
         launch: Section `launch` of the base recipe, which says how a trial runs.
         recipe: Path of the base recipe.
     """
@@ -189,9 +194,9 @@ class _SweepJob(NamedTuple):
 
 
 def _sweep(submission: Submission) -> _SweepJob:
-    """Check a sweep file and its recipe before they go to a cluster, as far as this machine can do it.
+    """Check a sweep file and its recipe before they go to a cluster, as far as this machine can check them.
 
-    Return the values that decide how the job runs.
+    Return the values of the sweep file that decide how the job runs.
     """
     from stssl.sweeps.domains import build_space
     from stssl.sweeps.spec import load_sweep
@@ -205,7 +210,7 @@ def _sweep(submission: Submission) -> _SweepJob:
 
 
 def _files(file: Path) -> Iterator[Path]:
-    """Yield a recipe file, the file that its key `base:` names, the base of this file, and so on."""
+    """Yield a recipe file, then the recipe that its key `base:` names, then the base of this recipe, and so on."""
     yield file
     base = parse_tree(file.read_text(), str(file)).get("base")
     if isinstance(base, str):
@@ -213,7 +218,11 @@ def _files(file: Path) -> Iterator[Path]:
 
 
 def _travels(file: Path, folder: Path) -> None:
-    """Check that a file is sent to the cluster with the working folder. If not, raise a ConfigError."""
+    """Check that a file will be sent to the cluster with the working folder.
+
+    Raises:
+        ConfigError: The file lies outside of the folder, or matches a pattern in `EXCLUDES`.
+    """
     if not file.is_relative_to(folder):
         raise ConfigError(f"{file} is not inside {folder}, which is sent to the cluster. Give --folder.")
     parts = file.relative_to(folder).parts
@@ -227,7 +236,15 @@ def _travels(file: Path, folder: Path) -> None:
 
 
 def _lasting(key: str, storage: str) -> None:
-    """Raise a ConfigError if a storage is a relative path: it would be in the job's copy of the working folder."""
+    """Check that results will outlast the job: they must not lie in its copy of the working folder.
+
+    Args:
+        key: Key that sets the folder of results.
+        storage: Folder of results.
+
+    Raises:
+        ConfigError: The folder is a relative path, which would lie in this copy.
+    """
     if not storage.startswith(("/", "~")) and "${" not in storage and not is_url(storage):
         raise ConfigError(
             f"{key}: '{storage}' would lie in the job's copy of the folder and vanish with it. "
@@ -236,7 +253,11 @@ def _lasting(key: str, storage: str) -> None:
 
 
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
-    """Collect the environment variables of the job: the given ones, and those that the file names as `${NAME}`."""
+    """Return the environment variables of the job: the given ones, and those that the file names as `${NAME}`.
+
+    Raises:
+        ConfigError: A variable is not set on this machine.
+    """
     # Turn off Python's output buffer: users follow the output while the job runs.
     # After `ray job stop`, give the ranks time to write a checkpoint: Ray's own three seconds are too short.
     found = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
@@ -256,7 +277,7 @@ def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
 
 
 def _packages(pip: Sequence[str]) -> list[str] | str:
-    """Arrange the packages to install for a job as Ray expects them: one requirements file, or a list of packages."""
+    """Return the packages to install for a job as Ray expects them: one requirements file, or a list of packages."""
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
@@ -265,8 +286,8 @@ def submit_job(submission: Submission, show: Callable[[str], None], say: Callabl
 
     Args:
         submission: Job to run, and its cluster.
-        show: Shows a piece of the job's output.
-        say: Shows a line about the submission itself.
+        show: Function that shows a piece of the job's output.
+        say: Function that shows a line about the submission itself.
 
     Returns:
         The job's exit code. If `wait` is False, return 0 as soon as the job is submitted.
@@ -306,12 +327,14 @@ def _client(address: str) -> "JobSubmissionClient":
 async def _follow(
     client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
 ) -> "JobDetails":
-    """Show the output of a job on a Ray cluster until it ends, and return its details. Connect again if necessary.
+    """Show the output of a job on a Ray cluster until the job ends, and return Ray's details of the ended job.
+
+    If the connection is lost, connect again.
 
     Args:
         client: Connection to the job server.
         name: Id of the job.
-        show: Shows a piece of the job's output.
+        show: Function that shows a piece of the job's output.
         patience: Number of times in a row that the server may fail to answer before this function gives up.
         pause: Seconds between two attempts.
 
@@ -324,7 +347,7 @@ async def _follow(
     while True:
         with contextlib.suppress(*LOST, aiohttp.ClientError):
             position = 0
-            # Each new connection sends the log from its start. Skip the part that was shown already.
+            # After a lost connection, the server sends the log from its start. Skip the part that was shown already.
             async for piece in client.tail_job_logs(name):
                 fresh = piece[max(0, shown - position) :]
                 position += len(piece)

@@ -1,4 +1,4 @@
-"""Make the console to which all subcommands write messages."""
+"""Define the console to which all subcommands write messages. Results, such as paths, go to stdout."""
 
 from rich.console import Console
 

@@ -1,6 +1,6 @@
-"""Define the subcommands for recipes: list, train, pretrain, search, plan, submit.
+"""Define the subcommands that list recipes, train and pretrain by them, and search, study, plan and submit them.
 
-Each imports what it needs in its function.
+Each subcommand imports what it needs inside its function, so that `stssl --help` stays fast.
 """
 
 from pathlib import Path
@@ -73,7 +73,7 @@ def sweep_command(
     top: Annotated[int, typer.Option(min=0, help="How many of the best trials to train again with other seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each of these trials.")] = 5,
 ) -> None:
-    """Search recipe keys; the same command resumes an interrupted sweep."""
+    """Search the best values of recipe keys by many runs; the same command resumes an interrupted sweep."""
     from stssl.recipes.catalog import find_recipe
     from stssl.sweeps.run import run_sweep
 
@@ -103,7 +103,7 @@ def shift_command(
     ] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of a run, such as 0.25.")] = None,
 ) -> None:
-    """Study what metadata is worth: networks with and without it, tested inside and under shift; resumes."""
+    """Study how much place and date help networks, also in new regions and seasons; the same command resumes."""
     from stssl.api.progress import counting
     from stssl.recipes.catalog import find_recipe
     from stssl.recipes.recipe import load_training_recipe
@@ -189,7 +189,7 @@ def submit_command(
 
 
 def _prediction(words: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """Check the words of `stssl predict`. Return the paths of models, inputs and output, and if Ray tasks predict."""
+    """Check the words after `stssl predict`. Return all paths in them, and True if Ray tasks compute the prediction."""
     predict = typer.Typer(add_completion=False)
     predict.command()(predict_command)
     given = typer.main.get_command(predict).make_context("stssl predict", list(words)).params

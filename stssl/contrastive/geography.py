@@ -1,7 +1,7 @@
 """Define the geographic pretext task: predict from an image the cluster of its place, or the place itself.
 
-See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are computed on the unit sphere: it has no jump at
-the date line.
+See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.2. Clusters are computed from points on the unit sphere, since
+longitudes jump at the date line.
 """
 
 from typing import Annotated, Literal
@@ -54,11 +54,11 @@ GeoConfig = NoGeoConfig | ClustersConfig | RegressionConfig
 
 
 def known_places(metadata: Tensor, least: int) -> Tensor:
-    """Return the different known places in a table of metadata, as points [places, 3] on the unit sphere.
+    """Return the different known places of patches, as points [places, 3] on the unit sphere.
 
     Args:
-        metadata: [n, 4] table of place and date; NaN if missing.
-        least: Number of different places that are needed.
+        metadata: [n, 4] places and dates of the patches; NaN where a value is missing.
+        least: Smallest number of different places that is needed.
 
     Raises:
         DataError: The metadata has fewer than `least` different places.
@@ -74,7 +74,7 @@ def known_places(metadata: Tensor, least: int) -> Tensor:
 
 
 def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
-    """Cluster places on the unit sphere by k-means.
+    """Find clusters of the training patches' places on the unit sphere by k-means, and return their centers.
 
     Args:
         metadata: [n, 4] places and dates of the training patches.
@@ -99,10 +99,10 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
 
 
 def nearest_cluster(metadata: Tensor, centers: Tensor) -> Tensor:
-    """Return for each place the position of the nearest cluster center among `centers`; -1 for a missing place.
+    """Return [n] positions of the cluster centers that are nearest to n patches; -1 for a patch without a place.
 
     Args:
-        metadata: [n, 4] places and dates, on any device.
+        metadata: [n, 4] places and dates of the patches, on any device.
         centers: [k, 3] centers of the k clusters, as unit vectors. The result is on the device of `centers`.
     """
     points = on_sphere(metadata).to(centers.device)

@@ -3,7 +3,8 @@
 See He et al., CVPR 2020 (arXiv:1911.05722). The projection is that of MoCo-v2 (arXiv:2003.04297). The loss can also be
 multi-label CPC (Song and Ermon, NeurIPS 2020, arXiv:2007.09852): one softmax over all pairs of the global batch.
 
-In shapes, `queries` is the number of queries on this rank, and `keys` the number of keys in the queue.
+In shapes, `queries` is the number of queries on this rank, `keys` the number of keys in the queue, and `width` the size
+of a query or key.
 """
 
 import math
@@ -57,7 +58,7 @@ class PretextConfig(Config):
         return self
 
     def alpha_at(self, fraction: float) -> float:
-        """Return the weight of positive pairs in the loss `ml_cpc`, after the share `fraction` (0..1) of the steps."""
+        """Return the weight of positive pairs in the loss `ml_cpc` after the share `fraction` (0..1) of all steps."""
         if self.alpha_schedule == "geometric":
             return float(self.alpha * (self.alpha_end / self.alpha) ** fraction)
         return self.alpha + (self.alpha_end - self.alpha) * fraction
@@ -83,9 +84,9 @@ class Queue(nn.Module):
         """Replace the oldest keys of the queue by new keys.
 
         Args:
-            keys: [keys, width] new keys of the global batch. If they do not all fit into the queue, only the last
+            keys: [new keys, width] keys of the global batch. If they do not all fit into the queue, only the last
                 enter.
-            bad: Scalar tensor. If it is true, the old keys stay. None means false.
+            bad: Scalar tensor. If it is true (the step was skipped), the old keys stay. None means false.
         """
         size = len(self.keys)
         keys, skipped = keys[-size:], max(0, len(keys) - size)
@@ -99,9 +100,9 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) 
     """Compute the contrastive logits: cosines of each query with its own key and all keys of the queue, scaled.
 
     Args:
-        query: [queries, width] unit vectors.
-        key: [queries, width] unit vectors.
-        queue: [keys, width] unit vectors.
+        query: [queries, width] queries as unit vectors.
+        key: [queries, width] key of each query, as unit vectors.
+        queue: [keys, width] keys of the queue, as unit vectors.
         temperature: Divisor of the cosines. With a smaller value, the nearest negatives count more.
 
     Returns:
@@ -111,11 +112,14 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) 
 
 
 def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
-    """Compute the InfoNCE loss of this rank's rows. Its mean over ranks is the loss of the global batch.
+    """Compute the InfoNCE loss of this rank's queries: the cross-entropy with which each finds its own key.
 
     Args:
         logits: [queries, 1 + keys] result of `similarities`.
-        rows: Number of rows in the global batch.
+        rows: Number of queries in the global batch (on all ranks).
+
+    Returns:
+        The loss of this rank, a scalar. Its mean over ranks is the loss of the global batch.
     """
     return (torch.logsumexp(logits, 1) - logits[:, 0]).sum() * world_size() / rows
 
@@ -127,11 +131,11 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
 
     Args:
         logits: [queries, 1 + keys] result of `similarities`.
-        rows: Number of rows in the global batch, N.
+        rows: Number of queries in the global batch (on all ranks), N.
         alpha: Weight of positives. With K keys in the queue, negatives have the weight (K + 1 - alpha) / K.
 
     Returns:
-        The loss of this rank. Its mean over ranks is the loss of the global batch.
+        The loss of this rank, a scalar. Its mean over ranks is the loss of the global batch.
     """
     negatives = logits.shape[1] - 1
     beta = (negatives + 1 - alpha) / negatives
@@ -140,7 +144,8 @@ def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
     weighted = logits + shift
     most = _largest(weighted.detach().max())
     total = most + sum_over_ranks((weighted.detach() - most).exp().sum()).log()
-    # The normalizer has the value of all ranks, but gradients of this rank's part only: DDP adds the other ranks'.
+    # The normalizer has the value of all ranks, but only the gradients of this rank's pairs, since DDP adds the
+    # gradients of the other ranks.
     own = (weighted - total).exp().sum()
     normalizer = total + world_size() * (own - own.detach())
     positives = weighted[:, 0].sum() * world_size() / rows

@@ -1,4 +1,7 @@
-"""Load pairs for pretraining: a patch, and a partner from the same place. A thread reads them in advance."""
+"""Load pairs of patches for pretraining: a patch, and a partner from the same place if there is one.
+
+The patch gives a query, and the partner its key. A thread reads pairs in advance.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ class RawPairs:
         metadata: [n, 4] places and dates of the queries.
         true_pairs: [n] booleans: true if the key is another patch, false if it is the query's own patch.
         rows: [n] store rows of the queries, for messages.
-        draws: Random choices (crop, flip, colors) for the views of the queries, and for those of the keys.
+        draws: Random choices (crop, flip, colors) by which the queries are augmented, and those for the keys.
     """
 
     arrays: dict[str, Tensor]
@@ -61,12 +64,12 @@ class PairSource:
     bands: int
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows of all first patches (queries) that all ranks together read in a step."""
+        """List the store rows of the queries (first patches of the pairs) that all ranks together read in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
-        """Read the pairs of patches of one rank in a step. `ranks` holds the rank and the number of ranks."""
+        """Read the pairs of patches of one rank in a step. `ranks` has the rank and the number of all ranks."""
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
@@ -90,7 +93,7 @@ class PairLoader:
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return for each stream, by name, the store rows of the first patches (queries) of all ranks in a step."""
+        """Return the store rows of the queries of all ranks in a step, by name of their source (`unlabeled`)."""
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:
@@ -98,7 +101,7 @@ class PairLoader:
         return sum(source.sampler.batch for source in self.sources.values())
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
-        """Yield this rank's pairs of each step. A thread reads them in advance.
+        """Yield this rank's pairs of patches for each step. A thread reads them in advance.
 
         Args:
             start: First step.

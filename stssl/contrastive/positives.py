@@ -1,4 +1,4 @@
-"""Find temporal positives: images of the same place from other times.
+"""Find temporal positives for pretraining: for each patch, a patch of the same place from another time.
 
 See Ayush et al., ICCV 2021 (arXiv:2011.09980), section 3.3.
 """
@@ -11,7 +11,7 @@ from stssl.base.randomness import RandomStream, uniforms
 
 
 class Positives:
-    """Find partners of store rows: other rows that show the same place at another time."""
+    """Find partners of patches, given by store rows: patches that show the same place at another time."""
 
     def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
         """Group store rows by place.
@@ -36,9 +36,9 @@ class Positives:
         self._own[rows] = place_of - first
 
     def draw(self, rows: Ints, epochs: Ints, seed: int) -> Ints:
-        """Draw a partner for each row: any other row of the same place, or the row itself if no other exists.
+        """Choose a partner for each store row at random: another row of the same place; without one, the row itself.
 
-        All other rows of the place are equally likely. The draw depends only on seed, epoch and row.
+        All other rows of the place are equally likely. The choice depends only on seed, epoch and row.
 
         Args:
             rows: [n] store rows.
@@ -51,7 +51,7 @@ class Positives:
         others = self._count[rows] - 1
         numbers = uniforms((seed, RandomStream.PARTNER, epochs, rows), 1)[:, 0]
         pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
-        pick += pick >= self._own[rows]  # skip the row itself
+        pick += pick >= self._own[rows]  # skip the row itself, since `numbers` only count the others of its place
         chosen = self._start[rows] + np.where(others > 0, pick, 0)
         return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
 

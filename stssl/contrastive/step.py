@@ -7,7 +7,7 @@ A step has four parts:
 3. The losses compare each query with its key and with all keys of the queue.
 4. After the optimizer's step, the keys of all ranks enter the queue.
 
-In shapes, n is the number of rows on this rank.
+In shapes, n is the number of pairs on this rank.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from stssl.steps.base import StepOutput, TrainingStep
 
 @dataclass(frozen=True)
 class Pairs:
-    """Hold this rank's pairs of views of a global batch.
+    """Hold this rank's part of a global batch: pairs of augmented images (views).
 
     Attributes:
-        query: [n, bands, height, width] images, normalized.
-        key: [n, bands, height, width] second views: of the partner if the patch has one, otherwise of the patch itself.
+        query: [n, bands, height, width] first images, normalized.
+        key: [n, bands, height, width] second images: of the partner if there is one, otherwise of the same patch.
         metadata: [n, 4] places and dates of the queries.
-        true_pairs: [n] booleans: true if the key shows a partner, so not the patch itself.
+        true_pairs: [n] booleans: true if the key shows a partner, false if it shows the patch itself.
     """
 
     query: Tensor
@@ -50,7 +50,7 @@ class PretrainEncoder(nn.Module):
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, width: int, projection: int, mlp: bool) -> None:
-        """Add a projection to a backbone.
+        """Join a backbone and a new projection (layers that make the compared vectors).
 
         Args:
             backbone: Backbone to train.
@@ -63,7 +63,7 @@ class PretrainEncoder(nn.Module):
         self.backbone, self.project = backbone, nn.Sequential(*hidden, nn.Linear(width, projection))
 
     def features(self, image: Tensor) -> Tensor:
-        """Compute the backbone's pooled features [images, width] of images."""
+        """Compute the backbone's features [images, width] of images, pooled over each image."""
         return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -73,16 +73,16 @@ class PretrainEncoder(nn.Module):
 
 
 class GeoHead(nn.Module):
-    """Predict an image's place, or the cluster of its place, from the image's projected vector."""
+    """Predict an image's place, or the cluster of its place, from the image's vector, and compute the loss of this."""
 
     centers: Tensor
 
     def __init__(self, config: GeoConfig, projection: int, centers: Tensor | None) -> None:
-        """Create the layer that predicts place or cluster.
+        """Create the layers that predict place or cluster.
 
         Args:
-            config: Kind of the pretext task.
-            projection: Size of the query's projection.
+            config: Settings of the geographic pretext task.
+            projection: Size of the images' projected vectors.
             centers: [k, 3] centers of the k clusters as unit vectors; None to predict the place itself.
         """
         super().__init__()
@@ -94,12 +94,13 @@ class GeoHead(nn.Module):
         """Compute the loss of the geographic pretext task, and values to log.
 
         Args:
-            embedding: [n, projection] projections of the queries.
+            embedding: [n, projection] projected vectors of the queries.
             metadata: [n, 4] places and dates of the queries.
 
         Returns:
-            The loss and the values to log. The mean of the loss over ranks is the mean over all known places of the
-            global batch. `geo_right` is the share of right clusters, or the mean cosine with the true place.
+            The loss and the values to log. The mean of the loss over ranks is its mean over all patches with a known
+            place in the global batch. The value `geo_right` is the share of right clusters, or the mean cosine with the
+            true place.
         """
         predicted = self.layers(embedding)
         if isinstance(self.config, ClustersConfig):
@@ -120,11 +121,11 @@ class ContrastiveStep(TrainingStep):
     """Compute the loss of one pretraining step, and hold the trained parts: encoders, queue and geographic head."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
-        """Create the queue and the heads, and copy the query encoder as the momentum encoder.
+        """Create the queue and the geographic head, and copy the query encoder as the momentum encoder.
 
         Args:
             encoder: Encoder of queries.
-            config: Configuration of pretraining.
+            config: Settings of contrastive pretraining.
             centers: [k, 3] centers of the clusters of places; None if the pretext task uses no clusters.
             seed: Seed that shuffles keys over ranks.
         """
@@ -143,7 +144,7 @@ class ContrastiveStep(TrainingStep):
         self._counts: dict[int, list[int]] = {}
 
     def train(self, mode: bool = True) -> "ContrastiveStep":
-        """Put both encoders into training or evaluation mode."""
+        """Put both encoders into training or evaluation mode, and return this step."""
         super().train(mode)
         # `Ema` keeps its network in evaluation mode. But MoCo's key encoder must normalize by the batch, as the query
         # encoder does.
@@ -151,10 +152,10 @@ class ContrastiveStep(TrainingStep):
         return self
 
     def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
-        """Compute the loss of this rank's rows. The mean of this loss over ranks is the loss of the global batch."""
+        """Compute the loss of this rank's pairs, and values to log. Its mean over ranks is that of the global batch."""
         embedding = self.networks["query"](batch.query).float()
         key = self._keys(batch, progress)
-        # Do not use bf16: with its 8 bits of precision, similar keys and near places would look equal.
+        # Compute the losses without bf16: with its 8 bits of precision, similar keys and near places would look equal.
         with torch.autocast(embedding.device.type, enabled=False):
             return self._losses(embedding, key, batch, progress)
 
@@ -179,24 +180,27 @@ class ContrastiveStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()})
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Add the keys of this step to the queue. If the loop skipped the step (`bad`), do not change the queue."""
+        """Add the keys of all ranks to the queue after the optimizer's step. If that was skipped (`bad`), add none."""
         if self._fresh is not None:
             self.queue.push(self._fresh, bad)
             self._fresh = None
 
     def _row_counts(self, rows: Tensor) -> list[int]:
-        """Return how many rows each rank has. Ranks exchange these numbers only once, since they never change."""
+        """Return how many pairs each rank has, given a tensor with one row for each pair of this rank.
+
+        The ranks exchange these numbers only once, since they are the same in each step.
+        """
         if len(rows) not in self._counts:
             self._counts[len(rows)] = row_counts(rows)
         return self._counts[len(rows)]
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
-        """Update the momentum encoder, and compute this rank's keys with it: unit vectors [rows, projection].
+        """Update the momentum encoder, and compute this rank's keys with it: unit vectors [n, projection].
 
-        If the encoder has BatchNorm, shuffle the key images over ranks first. Without this, the statistics of a rank's
-        batch would tell which key belongs to a query, and the network would not need to look at the image (He et al.,
-        section 3.3).
+        If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise, the batch statistics that a
+        rank's queries and keys share would tell which key belongs to a query, and the network would not need to look at
+        the image (He et al., section 3.3).
         """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:

@@ -2,7 +2,7 @@
 
 The defaults are those of MoCo-v2 (arXiv:2003.04297): random resized crop, color jitter 0.4/0.4/0.4/0.1 with probability
 0.8, grayscale 0.2, blur 0.5, horizontal flip. Color jitter is for RGB only. Other inputs get a gain and an offset for
-each band instead. This module draws no random numbers: the loader draws them from (seed, epoch, patch).
+each band instead. The loader gives random numbers to this module, which depend only on seed, epoch and patch.
 """
 
 import math
@@ -57,7 +57,7 @@ class PretrainViewsConfig(Config):
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """Hold the random choices (crop, flip, colors, blur) for one augmented view of n patches.
+    """Hold the random choices (crop, flip, colors, blur) by which n patches are augmented once.
 
     Attributes:
         box: [n, 2, 3] affine maps for crops and flips, in the normalized coordinates of `affine_grid`.
@@ -76,7 +76,7 @@ class ViewDraw:
     sigma: Tensor
 
     def to(self, device: torch.device) -> "ViewDraw":
-        """Copy the random choices to another device. The host does not wait for the copy."""
+        """Return a copy of the random choices on another device. The host does not wait until they are copied."""
         return ViewDraw(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
@@ -86,12 +86,12 @@ def pretrain_numbers_needed(bands: int) -> int:
 
 
 def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
-    """Turn uniform random numbers into the choices of one augmented view: crop, flip, colors, blur.
+    """Turn uniform random numbers into the choices (crop, flip, colors, blur) by which n patches are augmented once.
 
     Args:
         numbers: [n, pretrain_numbers_needed(bands)] uniform numbers in [0, 1).
         config: Strength and probability of each operation.
-        bands: Number of bands.
+        bands: Number of bands of the patches.
     """
     u = torch.from_numpy(numbers)
     colors = bands == 3 if config.rgb is None else config.rgb
@@ -111,7 +111,7 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Make affine maps [n, 2, 3] for random crops and flips. They map points of the result to points of the image."""
+    """Return affine maps [n, 2, 3] for random crops and flips. They map points of the result to points of the image."""
     area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
     shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
     width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
@@ -128,8 +128,8 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 
 
 def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Make matrices [n, 3, 3] that change saturation and hue of RGB colors, or turn colors into gray."""
-    # One matrix does all three changes, so each image is read once. In YIQ, a change of hue is a rotation.
+    """Return matrices [n, 3, 3] that change saturation and hue of RGB colors, or turn colors into gray."""
+    # Compute in YIQ, where a change of hue is a rotation. One matrix does all three changes, to read each image once.
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
     saturation = torch.where(u[:, 13] < config.gray, 0.0, saturation)
@@ -142,11 +142,11 @@ def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsCo
 
 
 def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
-    """Apply the random choices of one view to images. Values stay in [0, 1].
+    """Augment images by given random choices (crop, flip, colors, blur). Values stay in [0, 1].
 
     Args:
         image: [n, bands, height, width] images with values in [0, 1].
-        draw: Random choices of the view.
+        draw: Random choices for each image.
         size: Side of the result in pixels.
 
     Returns:
@@ -163,8 +163,9 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each patch with a Gaussian of its own width `sigma` in pixels. Width 0 changes nothing."""
-    # A convolution has one kernel for each group. Make each patch and band a group, so each patch has its own kernel.
+    """Blur each patch with a Gaussian of its own width `sigma` [n] in pixels. Width 0 changes nothing."""
+    # A convolution has one kernel for each group of channels. Make each band of each patch a group, since each patch
+    # needs its own kernel.
     n, bands, height, width = image.shape
     reach = max(1, min(height, width) // 20)
     steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
