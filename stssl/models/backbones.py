@@ -32,7 +32,7 @@ if TYPE_CHECKING:
             """Return the last layer, which computes the logits."""
 
         def group_matcher(self, coarse: bool) -> dict[str, Any]:
-            """Return patterns that find the layer of a parameter by its name."""
+            """Return patterns that find the layer of a parameter by its name. With `coarse`, a stage is one layer."""
 
         def reset_classifier(self, num_classes: int) -> None:
             """Replace the last layer by one with `num_classes` outputs. With 0, remove it."""

@@ -43,7 +43,7 @@ class NoInjectionConfig(InjectionBase):
 
 @dataclass(frozen=True)
 class Shape:
-    """Describe a backbone's kind and sizes. Injection sites need them to fit their layers.
+    """Describe a backbone's kind and sizes. Injection sites need them to give their layers the right sizes.
 
     Attributes:
         family: Kind of the backbone.

@@ -35,8 +35,8 @@ class Prediction:
 
     Attributes:
         logits: [images, classes] logits.
-        context: [images, size] vectors: the final state of the site's own token, or the pooled feature that enters the
-            head. In distillation, the student learns to predict the teacher's vectors from pixels.
+        context: [images, size] vectors: the final state of the site's own token, or the pooled feature (of a student,
+            after a linear layer). In distillation, the student learns to predict the teacher's vectors from pixels.
     """
 
     logits: Tensor

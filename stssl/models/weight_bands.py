@@ -62,7 +62,7 @@ def pick_bands(
         what: Name of the weights in messages.
 
     Raises:
-        ConfigError: The file lacks a band of the images, or has none of them.
+        ConfigError: The file lacks a band of the images and `missing` is None, or the file has none of the bands.
     """
     known = [same_band(band) for band in file_bands]
     wanted = [same_band(band) for band in image_bands]

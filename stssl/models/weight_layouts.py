@@ -26,7 +26,8 @@ class Wrapper:
         name: Name of the trainer in messages.
         prefix: The prefix, which is taken off. Tensors without it belong to other parts, and are set aside.
         source: Public code that writes such files.
-        needs: Prefix that other tensors must have, for a prefix that some networks have themselves.
+        needs: Prefixes, one of which other tensors of the file must have; empty if not needed. They are given if some
+            networks use `prefix` in their own names.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Recognized:
-    """Hold the tensors of a file under timm's names.
+    """Hold the tensors of a file under timm's names, and what their old names told about the file.
 
     Attributes:
         tensors: Tensors of the encoder and its head.

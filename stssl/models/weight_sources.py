@@ -66,7 +66,7 @@ class Checkpoint:
 
 
 def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int, classes: int) -> Checkpoint | None:
-    """Read the weights that `model.weights` names; None if it is `none`.
+    """Read the weights that `model.weights` names, and return them as a `Checkpoint`; None if it is `none`.
 
     Args:
         weights: Value of `model.weights`. Paths are absolute.
@@ -186,7 +186,7 @@ def _arch(file: WeightFile, path: str, kernel: Tensor | None) -> str | None:
 
 
 def from_timm(weights: str, name: str, options: JsonMapping, *, size: int, classes: int) -> Checkpoint:
-    """Download weights from timm's hub, or take them from its cache.
+    """Return weights of timm's hub as a `Checkpoint`. Download them if the local cache does not have them.
 
     Raises:
         ConfigError: timm has no such weights for the backbone, or they cannot be loaded.
@@ -252,7 +252,7 @@ def timm_facts(weights: str, name: str) -> Checkpoint:
 
 
 def from_hugging_face(weights: str, place: str) -> Checkpoint:
-    """Download weights from Hugging Face, or take them from its cache.
+    """Return weights of Hugging Face as a `Checkpoint`. Download them if the local cache does not have them.
 
     Args:
         weights: Value of `model.weights`.

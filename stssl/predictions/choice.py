@@ -62,7 +62,7 @@ def predict_inputs(
     """Predict classes, and write them as a map of a scene or as a table of patches. The ending of `out` decides.
 
     Args:
-        models: Runs or students. The probabilities of several are averaged.
+        models: Runs, or files of students (trained networks). The probabilities of several are averaged.
         inputs: A scene, a store, a table of images, or a folder or pattern of images.
         out: Map (`.tif`) or table (`.parquet`) to write: a path or URL.
         options: Bands, windows, kind of map, workers, batch and device.

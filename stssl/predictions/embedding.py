@@ -66,7 +66,7 @@ def embed_patches(
     If an earlier call with the same model, patches and options has finished the output, leave it as it is.
 
     Args:
-        model: Run, student or pretrained encoder.
+        model: Run, or file of a student (a trained network) or of a pretrained encoder.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
         out: Table (`.parquet`) or Zarr group (`.zarr`) to write.
         options: Bands, sizes, batch and device. `labels` has no effect.

@@ -101,7 +101,7 @@ def predict_patches(
     If an earlier call with the same models, patches and options has finished the table, leave it as it is.
 
     Args:
-        models: Runs or students. The probabilities of several are averaged.
+        models: Runs, or files of students (trained networks). The probabilities of several are averaged.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
         out: Table to write (`.parquet`).
         options: Bands, sizes, labels, batch and device.

@@ -52,7 +52,7 @@ def find_recipe(name: str | Path) -> Path:
     known = recipe_names() if _may_be_name(text) else ()
     try:
         is_file = path.is_file()
-    # Count a path that is too long, or has a NUL character, as no file: the question raises an error for such a path.
+    # Count a path that is too long, or has a NUL character, as no file: `is_file` raises an error for such a path.
     except (OSError, ValueError):
         is_file = False
     if is_file:

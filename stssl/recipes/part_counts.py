@@ -79,7 +79,7 @@ def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return warnings if `train`, `validation` or `test` has a share of the patches far from that of `data.split`."""
+    """Return warnings if the share of `train`, `validation` or `test` is far from what `data.split` asks for."""
     config, split = recipe.data.split, data.split
     asked = shares_asked(config)
     among = [split.train, split.validation, *([split.test] if "test" in asked else [])]

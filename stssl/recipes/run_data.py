@@ -67,7 +67,9 @@ class PixelData:
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def band_statistics(self, config: DataConfig) -> tuple[Floats, Floats]:
-        """Return means [bands] and standard deviations [bands] of a recipe's bands, from where `data.statistics` says.
+        """Return means [bands] and standard deviations [bands] of a recipe's bands, of the store or as published.
+
+        The recipe key `data.statistics` decides which.
 
         Raises:
             ConfigError: The store has no published statistics of a band.
@@ -262,7 +264,7 @@ def _check(store: Store, config: DataConfig) -> None:
 
 
 def _require_every_class(positives: AnyArray, used: Ints, labeled: Ints, space: LabelSpace, labels: str) -> None:
-    """Check that each class that training, validation or test patches have is the label of a labeled training patch.
+    """Check that every class that occurs in the training, validation or test part has a labeled training patch.
 
     Args:
         positives: [N, C] for N patches and C classes: True if the patch has the class.

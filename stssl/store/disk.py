@@ -238,7 +238,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold the cache's lock with this name while the context lasts. Other processes and threads wait for it."""
+        """Hold the cache's lock with this name inside a `with` block. Other processes and threads wait for it."""
         try:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")

@@ -43,7 +43,7 @@ class FetchedArray(ShardedArray):
 
         Args:
             folder: URL of the array as a path, for messages.
-            layout: Layout of the array.
+            layout: Description of how the array's files are laid out.
             store: URL of the store.
             prefix: Start of the cache keys of this array.
             cache: Cache on disk.

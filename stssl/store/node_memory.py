@@ -64,7 +64,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
     marks = _all_numbers(_number(uuid.uuid4().hex))
     path, first = MEMORY / f"stssl-{marks[mates[0]]:x}", mates[0] == rank()
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
-    # Give each tensor whole pages: its address must be a multiple of its type's size, and so every page's beginning is.
+    # Give each tensor whole pages, because its address must be a multiple of its type's size: that of a page always is.
     starts, end = {}, 0
     for name, size in sizes.items():
         starts[name], end = end, end + -(-size // 4096) * 4096

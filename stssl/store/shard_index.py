@@ -22,7 +22,7 @@ def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArr
     Args:
         file: Descriptor of the open file.
         path: Path of the file, for messages.
-        layout: Layout of the array.
+        layout: Description of how the array's files are laid out.
         shard: Number of the shard.
 
     Raises:
@@ -44,7 +44,7 @@ def parse_tail(
         tail: Last `tail_bytes` of the shard.
         size: Size of the whole shard in bytes.
         path: Path or URL of the shard, for messages.
-        layout: Layout of the array.
+        layout: Description of how the array's files are laid out.
         shard: Number of the shard.
 
     Raises:

@@ -203,9 +203,9 @@ class Writer:
         self.work.write(f"{shard:06d}.done", _digest(buffer.getvalue()))
 
     def require_usable(self) -> None:
-        """Check that at least one patch can be used. If all shards exist and none can, remove the store.
+        """Check that at least one patch of the store can be used. If none can, remove the store and its working files.
 
-        Also remove the working files then.
+        Check nothing if shards are missing: `finish` reports these.
 
         Raises:
             DataError: No patch can be used. The message has the problem of the first one.
