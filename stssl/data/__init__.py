@@ -1,8 +1,8 @@
 """Turn the patches of a store into batches of augmented images (views), in two streams: labeled and unlabeled.
 
-`splits` divides the rows into training, validation and test. `draws` chooses the labeled rows. `order` and `sampler`
-shuffle each stream. `loader` reads the pixels before the step needs them. `views` and `augment` make normalized views
-on the device.
+`splits` divides the patches of a store into training, validation and test. `draws` chooses the training patches that
+keep their label. `order` and `sampler` shuffle each stream. `loader` reads the pixels before the training step needs
+them. `views` and `augment` make normalized views on the device.
 
 Importing torch takes long. So Python imports each name below at its first use.
 """

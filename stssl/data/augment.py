@@ -30,7 +30,7 @@ GREATEST: dict[Style, int] = {"stssl": 10, "kornia-0.7": 30, "kornia": 30, "fixm
 
 
 class RandAugmentConfig(Config):
-    """Set the strong view: `n` operations of magnitude `m` on each image.
+    """Set the operations of RandAugment for strong views: `n` operations of magnitude `m` on each image.
 
     Attributes:
         style: Implementation of RandAugment to follow. `kornia` is RandAugment of kornia 0.9, and `kornia-0.7` that of
@@ -38,7 +38,7 @@ class RandAugmentConfig(Config):
             only once.
         n: Number of operations.
         m: Magnitude of each operation: 0 to 10 in the style `stssl`, 0 to 30 in the others. `fixmatch` does not use it,
-            but draws the magnitude of each operation.
+            but draws a random magnitude for each operation.
     """
 
     style: Style = "stssl"
@@ -59,7 +59,7 @@ class AugmentConfig(Config):
         strong_labeled: True to give labeled patches a strong view too.
         randaugment: Operations of the strong views.
         cutout: Largest side of the gray square that hides a part of each strong view, as a share of the side of the
-            image. 0 draws no square. FixMatch has 0.5.
+            image. 0 draws no square. FixMatch uses 0.5.
         padding: Largest shift of the random crop, as a share of the side of the image.
         metadata_dropout: Probability to hide the place of a patch from the networks. The date is hidden with the same
             probability, independently of the place.
@@ -74,17 +74,17 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """Hold the random choices of an augmentation, for one view (an augmented copy) of each of n patches.
+    """Hold the random choices that augment n patches: how to crop, flip and change each to make one view of it.
 
     Attributes:
         shift: [n, 2] offset of the crop in pixels: rows, then columns.
         flip: [n, 2] booleans: flip vertically, flip horizontally.
         matrix: [n, 2, 2] inverse linear map of the geometric operations, in the style `stssl`; else None.
-        offset: [n, 2] translation (x, y) of this map in normalized coordinates; None without a map.
-        rounds: One dictionary for each round. By name of the operation, it has the rows that the operation changes and
-            their amounts.
-        style: Style of these operations.
-        boxes: [n, 4] gray squares: first column, last column, first row, last row; None draws no squares.
+        offset: [n, 2] translation (x, y) of this map in coordinates from -1 to 1; None without a map.
+        rounds: One dictionary for each round (an image gets one operation in each round). By name of the operation, it
+            has the images that the operation changes and their amounts.
+        style: Implementation of RandAugment that the operations follow.
+        boxes: [n, 4] gray squares: first column, last column, first row, last row; None for no squares.
     """
 
     shift: Tensor
@@ -96,14 +96,20 @@ class Draw:
     boxes: Tensor | None = None
 
     def each(self, move: Callable[[Tensor], Tensor]) -> "Draw":
-        """Return a copy of these choices, with each tensor replaced by `move(tensor)`, always in the same sequence."""
+        """Return a copy of these choices, with each tensor replaced by `move(tensor)`.
+
+        `move` is always called for the tensors in the same sequence.
+        """
         rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.rounds)
         matrix, offset, boxes = (None if t is None else move(t) for t in (self.matrix, self.offset, self.boxes))
         return Draw(move(self.shift), move(self.flip), matrix, offset, rounds, self.style, boxes)
 
 
 def draws_on(draws: Mapping[View, Draw], device: torch.device) -> dict[View, Draw]:
-    """Copy random choices to another device in one transfer. They are many small tensors, about 60 in a step."""
+    """Copy the random choices of augmentations to a device, and return the copies by view.
+
+    The choices of a step are about 60 small tensors. So copy all of them together, in one transfer.
+    """
     if device.type == "cpu":
         return dict(draws)
     found: list[Tensor] = []
@@ -140,12 +146,12 @@ def numbers_needed(strong: RandAugmentConfig | None, cutout: float = 0) -> int:
 
 
 def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None, cutout: float = 0) -> Draw:
-    """Turn random numbers into the choices of an augmentation (crop, flips, operations) for n patches.
+    """Return the choices of an augmentation (crop, flips, operations) for n patches, made from random numbers.
 
     Args:
         numbers: [n, numbers_needed(strong, cutout)] uniform numbers in [0, 1).
         size: Side of the images in pixels.
-        padding: Largest shift, as a share of the side.
+        padding: Largest shift of the crop, as a share of the side.
         strong: Operations of a strong view; None for a weak view.
         cutout: Largest side of the gray square of a strong view, as a share of the side; 0 draws none.
     """
@@ -167,19 +173,19 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
-    """Shift images [n, bands, height, width] with reflected borders, and flip them."""
+    """Crop images [n, bands, height, width]: shift them with reflected borders, and flip them, as `draw` says."""
     if image.device.type == "cpu":
         return _crop_each(image, draw)
     rows, columns = (
         _source(image.shape[2 + axis], draw.shift[:, axis], draw.flip[:, axis], image.device) for axis in (0, 1)
     )
-    # One gather reads the image once. Padding, slicing and flipping would copy it three times.
+    # Index the images once: this reads them once. Padding, slicing and flipping would copy them three times.
     n, c = (torch.arange(k, device=image.device) for k in image.shape[:2])
     return image[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _crop_each(image: Tensor, draw: Draw) -> Tensor:
-    """Crop and flip images one by one: on a CPU this is several times as fast as one gather."""
+    """Crop and flip images one by one: on a CPU, this is several times as fast as to index all images at once."""
     reach = int(draw.shift.abs().max()) if len(image) else 0
     padded = _reflect(image, reach)
     height, width = image.shape[2:]
@@ -192,7 +198,7 @@ def _crop_each(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _reflect(image: Tensor, reach: int) -> Tensor:
-    """Add a reflected border of some pixels, also to bytes, which `functional.pad` refuses."""
+    """Add a reflected border of `reach` pixels to images. They may be bytes, which `functional.pad` refuses."""
     if not reach:
         return image
     n, bands, height, width = image.shape
@@ -207,7 +213,10 @@ def _reflect(image: Tensor, reach: int) -> Tensor:
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
-    """Find which row (or column) of the image each row (or column) of a shifted and flipped image shows, [n, size]."""
+    """Return for n shifted and flipped images which row of the original each row shows: [n, size] row numbers.
+
+    It works for columns in the same way.
+    """
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
     # Reflect without repeating the border pixel: strong views use `grid_sample`, which reflects in this way.
@@ -215,9 +224,10 @@ def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Ten
 
 
 def _warp(image: Tensor, draw: Draw) -> Tensor:
-    """Apply geometric operations, crop and flips in one bilinear resampling with reflected borders.
+    """Apply geometric operations, crop and flips to images in one bilinear resampling with reflected borders.
 
-    A weak view has no geometric operations. It needs no resampling.
+    If the choices have no geometric map (weak views and other styles than `stssl`), only crop and flip, without
+    resampling.
     """
     if draw.matrix is None or draw.offset is None:
         return _crop(image, draw)
@@ -231,13 +241,13 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _levels(image: Tensor) -> Tensor:
-    """Round values in [0, 1] to bytes. On a CPU, do so in small parts, which stay in its cache."""
+    """Turn values in [0, 1] into bytes, rounded. On a CPU, work on 8 images at a time, which fit into its cache."""
     parts = torch.tensor_split(image, tuple(range(8, len(image), 8))) if image.device.type == "cpu" else (image,)
     return torch.cat([(part * 255).round_().int().byte() for part in parts])
 
 
 def apply_view(image: Tensor, draw: Draw) -> Tensor:
-    """Augment images with the given random choices. The result is called a view.
+    """Augment images as the given random choices say, and return the augmented images (a view).
 
     Args:
         image: [n, bands, height, width] with values in [0, 1].

@@ -1,4 +1,4 @@
-"""Define the interface through which code for splits reads the columns of a store."""
+"""Define the interface through which the code that splits patches reads the columns of a store."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ OWN_SPLIT = (
 
 
 class Columns(Protocol):
-    """Define the methods that a store must have: code for splits calls them."""
+    """Define the methods that a store must have so that its patches can be split into training and other parts."""
 
     path: str
 
@@ -22,7 +22,7 @@ class Columns(Protocol):
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Return the names of the splits into train, validation and test that the store has."""
+        """Return the names of the splits (into train, validation and test) that are stored in the store."""
         ...
 
     def column(self, name: str) -> ColumnArray:

@@ -14,7 +14,7 @@ OTHER_GRAY = 121
 
 
 def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
-    """Draw the gray square of n images. It may reach over the right and lower border.
+    """Choose at random where the gray square of each of n images lies. It may reach over the right and lower border.
 
     Args:
         numbers: [n, 3] uniform numbers in [0, 1).
@@ -29,7 +29,7 @@ def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
 
 
 def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
-    """Turn gray squares into the columns and rows that they fill.
+    """Return the columns and rows that gray squares fill, given their sides and centers.
 
     Args:
         share_x_y: [n, 3] side of each square, as a share of the side of the image, and x and y of its center in pixels.
@@ -40,18 +40,18 @@ def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
     """
     side = share_x_y[:, :1] * size
     first = np.trunc(np.maximum(share_x_y[:, 1:] - side / 2, 0))
-    # Count the side from the first pixel, even if the border moved it, as FixMatch does. Pillow also fills the last
-    # pixel.
+    # Follow FixMatch: if the border of the image moves the first pixel, the square still has its whole side. The last
+    # pixel belongs to it, because Pillow's rectangles include it.
     last = np.trunc(np.minimum(first + side, size))
     last = np.where(side > 0, last, -1)
     return torch.from_numpy(np.stack([first, last], 2).reshape(-1, 4).astype(np.int64))
 
 
 def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
-    """Fill a square of each image with gray.
+    """Fill a square of each image with gray, and return the images.
 
     Args:
-        image: [n, bands, height, width]. The images may change in place.
+        image: [n, bands, height, width]. On a CPU, the images change in place.
         boxes: [n, 4] from `cutout_boxes`, on the device of the images; None changes nothing.
         white: Value of a white pixel: 255 for bytes, else 1.
     """

@@ -15,18 +15,18 @@ from stssl.store.lists import rows_named
 
 
 class LabelsConfig(Config):
-    """Choose the training patches that keep their label. Give one of fraction, per_class, total and list, or none.
+    """Set which training patches keep their label. Give one of fraction, per_class, total and list, or none.
 
     With none of them, all training patches keep their label.
 
     Attributes:
-        fraction: Share of the labeled training patches.
-        per_class: Number of patches for each class.
-        total: Number of patches of all classes together.
-        list: File with the names of the patches.
+        fraction: Share of the training patches with a label that keep it.
+        per_class: Number of patches that keep their label, for each class.
+        total: Number of patches of all classes together that keep their label.
+        list: File with the names of the patches that keep their label.
         allow_missing_classes: True to train even if some class has no labeled patch.
-        seed: Seed of the draw. Other random choices of a run do not depend on it.
-        seed_rule: How the seed chooses patches. `usb` repeats the draw of the public code of "Context Matters" and of
+        seed: Seed of the random choice of these patches. Other random choices of a run do not depend on it.
+        seed_rule: How the seed chooses patches. `usb` repeats the choice of the public code of "Context Matters" and of
             USB, which the paper's EuroSAT runs used. It needs `total` or `per_class`, and patches with one class each.
     """
 
@@ -54,17 +54,17 @@ def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDA
     """Choose the training patches that keep their label. A row is the number of a patch in the store.
 
     Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
-    same number of rows for each class. `fraction` first chooses a row for every class, and draws the others at random.
-    `_usb` describes the draw of `seed_rule: usb`.
+    same number of rows for each class. `fraction` first chooses a row for every class, and then the others at random.
+    `_usb` describes how `seed_rule: usb` chooses.
 
     Args:
         targets: [N, C] labels of N patches and C classes: True or 1 if the patch has the class.
-        rows: Training rows.
-        config: The rule and its seed.
+        rows: Rows of the training patches.
+        config: How many patches to choose, by which rule, and with which seed.
         names: [N] names of the patches, for `list` and `seed_rule: usb`.
 
     Returns:
-        Store rows, sorted from low to high.
+        Rows of the chosen patches, sorted from low to high.
 
     Raises:
         DataError: No training row has a label, `total` is smaller than the number of classes that occur, the training
@@ -73,7 +73,8 @@ def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDA
     if config.list is not None:
         known = np.array([], str) if names is None else names
         found = rows_named(known, config.list, "the store")
-        # A list may name patches of all parts. Training must never use validation or test patches.
+        # Drop listed patches that are not in the training part: a list may name validation and test patches too, and
+        # training must never use these.
         listed = np.intersect1d(found, rows)
         if len(listed) == 0:
             raise DataError(f"none of the patches that labels.list {config.list} names is in the training part")
@@ -105,17 +106,17 @@ def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDA
 
 
 class _Classes:
-    """Hold which patches have each class, for draws that choose patches until each class has enough.
+    """Choose from n patches until each class has enough of them. Hold which patches have each class.
 
     Attributes:
-        hits: For each class, [n] True if the patch has it.
+        hits: [classes, n] True if the patch has the class.
         patches: For each class, the numbers 0..n-1 of its patches from low to high.
-        order: The classes, the rarest first.
+        order: Numbers of the classes, the rarest class first.
         most: Number of patches of the most frequent class.
     """
 
     def __init__(self, hits: NDArray[np.bool_]) -> None:
-        """Sort the patches [n, classes] by class."""
+        """Find the patches of each class in the table `hits` [n, classes], which is True if a patch has a class."""
         self.hits = np.ascontiguousarray(hits.T)
         self.patches = [np.flatnonzero(column) for column in self.hits]
         counts = np.array([len(patches) for patches in self.patches])
@@ -139,7 +140,8 @@ class _Classes:
         for label in self.order:
             missing = times - int(np.count_nonzero(self.hits[label].take(chosen)))
             if missing > 0:
-                # Only `times - missing` of its patches are chosen. So its first `times` have `missing` new ones.
+                # Look only at the first `times` patches of the class: `times - missing` patches of the class are
+                # chosen already, so at least `missing` of these are not (unless the class has too few).
                 first = self.patches[label][:times]
                 new = first[~self._marks.take(first)][:missing]
                 self._marks[new] = True
@@ -149,12 +151,17 @@ class _Classes:
 
 
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Choose patches until each class has `times` patches. Return their numbers 0..n-1 from low to high."""
+    """Choose patches until each class has `times` patches, or all its patches. Return their numbers, sorted.
+
+    Args:
+        hits: [n, classes] True if the patch has the class.
+        times: Wanted number of patches for each class.
+    """
     return np.sort(_Classes(hits).cover(times))
 
 
 def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` patches, as equally many for each class as possible.
+    """Choose `total` patches, so that the numbers of patches of the classes are as equal as possible.
 
     In each round, every class gets one more patch. The last round stops at `total`.
 
@@ -175,7 +182,7 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
         times += 1
         covered = classes.cover(times)
         more = np.sort(covered[~taken[covered]])[:left]
-        # Without this check, the loop would never end if too few patches exist.
+        # Stop if all patches that have a class are chosen: if they are fewer than `total`, the loop would never end.
         if len(more) == 0 and times > classes.most:
             break
         taken[more] = True
@@ -184,7 +191,9 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` patches: one for every class, then the first ones of the others. The input is shuffled already.
+    """Choose `total` patches from a shuffled list: one for every class, then others from the start of the list.
+
+    If the classes need more than `total` patches, choose these.
 
     Args:
         hits: [n, classes] True if the patch has the class.
@@ -201,15 +210,18 @@ def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
 def _usb(hits: NDArray[np.bool_], rows: Ints, config: LabelsConfig, names: NDArray[np.str_]) -> Ints:
     """Choose rows as the public code of "Context Matters" does: equally many of each class.
 
-    That code lists the training patches class by class, the names of a class sorted as texts, and shuffles the list.
-    Then it shuffles the places of each class in the list, and takes the first ones. All shuffles come from one legacy
-    generator of NumPy.
+    That code lists the training patches class by class, those of a class sorted by name, and shuffles the list. Then,
+    for each class, it shuffles the list positions of its patches, and chooses the first ones. One legacy generator of
+    NumPy makes all shuffles.
 
     Args:
-        hits: [n, C] True for the class of each of n training rows.
-        rows: [n] store rows.
-        config: Number of patches, and seed.
+        hits: [n, C] True for the class of each of n training patches.
+        rows: [n] store rows of these patches.
+        config: Number of patches to choose, and seed.
         names: [N] names of all patches of the store.
+
+    Returns:
+        Store rows of the chosen patches, sorted from low to high.
 
     Raises:
         DataError: Patches have several classes, `total` is no multiple of the number of classes, or a class has too few

@@ -40,10 +40,11 @@ class LongitudeSplit(Config):
 
 
 class RebenSplit(Config):
-    """Take the geographic split of reBEN (BigEarthNet v2.0) for a store of v1.0, patch by patch.
+    """Use the geographic split of reBEN (BigEarthNet v2.0) for a store of BigEarthNet v1.0, patch by patch.
 
-    The table names each patch of v1.0 in its column `s2v1_name`, and says its part in `split`. Patches of v1.0 that
-    v2.0 left out get no part. A store of v2.0 is joined by `patch_id`.
+    The table of v2.0 names each patch of v1.0 in its column `s2v1_name`, and says in `split` if it is for training,
+    validation or test. Patches of v1.0 that v2.0 left out are in none of them. Patches of a store of v2.0 are found by
+    `patch_id`.
 
     Attributes:
         metadata: File `metadata.parquet` of BigEarthNet v2.0.
@@ -54,7 +55,10 @@ class RebenSplit(Config):
 
 
 def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
-    """Assign the usable ones of N patches to the parts from west to east, and return [N] codes."""
+    """Assign N patches to training, validation and test from west to east. Return [N] codes of the parts.
+
+    Patches without a longitude and unusable patches get the code `NO_SPLIT`.
+    """
     lon = np.asarray(store.column("lon"), float)
     known = np.isfinite(lon)
     if not known.any():
@@ -63,7 +67,8 @@ def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
         LOG.warning(
             "%s: %d of %d patches have no longitude, so no part takes them", store.path, (~known).sum(), len(lon)
         )
-    # Unusable patches must not count, or parts would not have their shares.
+    # Leave out unusable patches before the shares are counted: they are removed later, and the parts would then have
+    # other shares than the recipe says.
     rows = np.flatnonzero(known & ~np.isin(store.column("error_code"), UNUSABLE))
     rows = rows[np.argsort(lon[rows], kind="stable")]
     test, validation = (round(len(rows) * share) for share in (config.test, config.validation))
@@ -75,7 +80,10 @@ def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
 
 
 def reben_codes(store: Columns, config: RebenSplit) -> Ints:
-    """Assign N patches to the parts of reBEN's table, joined by v1.0's patch names. Return [N] part codes."""
+    """Find for N patches in reBEN's table if they are for training, validation or test. Return [N] codes of the parts.
+
+    The table is searched for the patches' names of v1.0, or else of v2.0. Missing patches get the code `NO_SPLIT`.
+    """
     table = _read_reben(config.metadata)
     names = as_text(store.column("patch_id"))
     for column in ("s2v1_name", "patch_id"):
@@ -99,7 +107,7 @@ def reben_codes(store: Columns, config: RebenSplit) -> Ints:
 
 
 def _read_reben(path: str) -> pyarrow.Table:
-    """Read the three columns of `metadata.parquet` of BigEarthNet v2.0 that a split needs.
+    """Read the columns `patch_id`, `s2v1_name` and `split` of the file `metadata.parquet` of BigEarthNet v2.0.
 
     Raises:
         DataError: The file cannot be read, or lacks one of the columns.

@@ -32,25 +32,27 @@ class PatchReader(Protocol):
 
 
 class Drawer(Protocol):
-    """Define the methods that make the random choices of an augmentation. `ViewDrawer` has them."""
+    """Define the methods that choose at random how patches are augmented. The class `ViewDrawer` has them."""
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Make the random choices for each augmented copy (view) of some patches.
+        """Choose at random how to augment n patches, for each wanted view. Return the choices by view.
 
         Args:
-            views: Wanted views.
+            views: Wanted views (augmented copies, such as a weak and a strong one).
             epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
         ...
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Hide some places and dates of n patches from the networks, at random: set them to NaN.
+        """Return the metadata [n, 4] of n patches with some places and dates, chosen at random, set to NaN.
+
+        NaN hides them from the networks.
 
         Args:
             metadata: [n, 4] with the columns of `MetadataColumn`.
             stream: Source of the patches, labeled or unlabeled.
-            epochs: [n] epoch of each row.
+            epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
         ...
@@ -68,7 +70,7 @@ class StreamSource:
         rows: [size] store rows of the stream.
         metadata: [N, 4] metadata of all store rows.
         labels: [N, G] choice ids (the number of the right choice in each decision) of all store rows.
-        sampler: Chooses the positions of each batch. A position, 0..size-1, is a place in `rows`.
+        sampler: Chooses the patches of each batch by their positions in `rows` (0..size-1).
     """
 
     reader: PatchReader
@@ -78,12 +80,12 @@ class StreamSource:
     sampler: Sampler
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows of the patches that all training processes together use in a step."""
+        """Return the store rows of the patches of this stream that all training processes together use in a step."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def choose(self, step: int, ranks: tuple[int, int]) -> "StepRows":
-        """Choose the patches that this training process (rank) gets in a step.
+        """Return which patches of this stream this training process (rank) gets in a step.
 
         Args:
             step: Number of the step.
@@ -98,15 +100,16 @@ class StreamSource:
         """Add metadata, labels and random choices for augmentation to the pixels of patches. Return all as `RawRows`.
 
         Args:
-            chosen_rows: The patches.
-            arrays: Their pixels.
-            views: Views that the step uses. All must be of this stream.
-            draw: Draws the random choices.
+            chosen_rows: Which patches.
+            arrays: Pixels of the patches for each band group.
+            views: Views of this stream that the step uses.
+            draw: Makes the random choices for augmentation.
         """
         stream = next(iter(views)).stream
         positions, epochs, rows = chosen_rows
         chosen = torch.from_numpy(rows)
-        # Draw by store row, not by position. So another split of the same store augments a patch in the same way.
+        # Choose by store row, not by position in the stream: then another split of the same store augments a patch in
+        # the same way.
         metadata = draw.drop_metadata(self.metadata[chosen], stream, epochs, rows)
         draws = draw(views, epochs, rows)
         return RawRows(arrays, metadata, self.labels[chosen].long(), torch.from_numpy(positions), chosen, draws)
@@ -123,7 +126,8 @@ class StepRows(NamedTuple):
 def read_together(wanted: Sequence[tuple[PatchReader, Ints]]) -> list[dict[str, Tensor]]:
     """Read the pixels of several lists of patches, with one call if they have the same reader.
 
-    Return the pixels of each list. One call has half the fixed cost of two, and its threads divide all patches.
+    Return for each list the pixels [n, bands, height, width] by band group. One call for two lists has half the fixed
+    cost of two calls, and its threads divide all patches among them.
 
     Args:
         wanted: For each list of patches, its reader and the store rows.
@@ -138,7 +142,7 @@ def read_together(wanted: Sequence[tuple[PatchReader, Ints]]) -> list[dict[str, 
 
 
 class Loader:
-    """Iterate over training steps. For each step, deliver the patches of this training process."""
+    """Load the patches that this training process (rank) needs in each step, from all streams."""
 
     def __init__(
         self,
@@ -152,15 +156,16 @@ class Loader:
 
         Args:
             sources: Sources of the patches of each stream.
-            draw: Draws the random choices of views.
-            views: Function that returns the views of a step. If a stream has no view in a step, do not read it.
+            draw: Makes the random choices for augmentation.
+            views: Function that takes the number of a step and returns the views that the step uses. A stream without
+                a view in a step is not read.
             rank: Number of this process.
             world: Number of processes.
         """
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
-        """Read the patches of one step at once, without the background thread."""
+        """Read and return the patches of one step in this thread, without the background thread of `batches`."""
         streams = list(self._streams(step))
         chosen = [source.choose(step, self.ranks) for _, source, _ in streams]
         pixels = read_together([(source.reader, own.rows) for (_, source, _), own in zip(streams, chosen, strict=True)])
@@ -185,7 +190,7 @@ class Loader:
                 yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
-        """Yield the patches of one step after the other. A thread reads up to `ahead` steps in advance.
+        """Yield the patches of each step from `start` to `stop`. A thread reads up to `ahead` steps in advance.
 
         If the patches of a step cannot be read, raise the error at this step.
 
@@ -198,7 +203,7 @@ class Loader:
 
 
 def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Generator[Result, None, None]:
-    """Run jobs in one thread, up to `ahead` jobs in advance. Yield the results in the sequence of the jobs."""
+    """Run jobs in a background thread, up to `ahead` jobs in advance. Yield their results in the jobs' sequence."""
     # One thread is enough: reading releases Python's global lock (GIL), so it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
@@ -208,7 +213,7 @@ def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Generator[Resu
             running.extend(pool.submit(job) for job in islice(jobs, 1))
             yield result
     finally:
-        # Cancel the waiting reads. If the loop ends early (an error, SIGTERM), they must not delay the end.
+        # Cancel the jobs that have not begun: if training ends early (an error, SIGTERM), they would delay the end.
         pool.shutdown(cancel_futures=True)
 
 

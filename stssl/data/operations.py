@@ -1,4 +1,4 @@
-"""Apply operations of RandAugment to the images that drew them, and hold the parts that several styles share."""
+"""Apply each operation of RandAugment to the images for which it was chosen, and define what several styles share."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,15 +18,18 @@ LEVELS = 256
 
 
 def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Sequence[str | None]) -> Rounds:
-    """Group the drawn operations of each round by name: return for each name the rows of its images and their amounts.
+    """Group the images of each round by the operation that was chosen for them.
+
+    Return for each round, by name of the operation, the row numbers of its images and their amounts.
 
     Args:
-        choices: [n, rounds] number of the operation for each image and round.
-        amounts: [n, rounds, c] amounts of the operations.
-        names: Name for each number. Numbers with the same name are one group. None, or a negative number, does nothing.
+        choices: [n, rounds] number of the operation for each image and round. A negative number chooses none.
+        amounts: [n, rounds, c] amounts of the operations, such as a factor.
+        names: Name of each operation number. Numbers with the same name form one group; the name None does nothing.
     """
     groups = {name: group for group, name in enumerate(dict.fromkeys(names)) if name is not None}
-    # One look-up for all rounds: `np.isin` for each name and round took two fifths of the time of all draws.
+    # Look up the groups of all rounds at once: `np.isin` for each name and round took two fifths of the time that all
+    # random choices of a batch take.
     table = np.array([-1 if name is None else groups[name] for name in (*names, None)])
     group_of = table[np.where(choices < 0, len(names), choices)]
     found = []
@@ -43,23 +46,23 @@ def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Se
 
 
 def apply_rounds(image: Tensor, rounds: Rounds, operations: Mapping[str, Operation]) -> Tensor:
-    """Apply the operations of all rounds to images, in place.
+    """Apply the operations of all rounds to images, in place, and return the images.
 
     Args:
-        image: [n, bands, height, width], in the values of the style.
-        rounds: Rows and amounts of each operation, on the device of the images.
-        operations: Operation of each name.
+        image: [n, bands, height, width], with bytes in the style `fixmatch`, else with values in [0, 1].
+        rounds: For each round, row numbers of the images and amounts by operation, on the device of the images.
+        operations: Functions that apply an operation, by name.
     """
     for drawn in rounds:
         for name, (rows, amounts) in drawn.items():
-            # Compute each operation only on the rows that drew it. All operations on all rows would cost several times
-            # as much. Each row is in one group of a round, so the copy can go back in place.
+            # Compute each operation only on the images for which it was chosen: all operations on all images would
+            # cost several times as much. Each image has one operation in a round, so it can be changed in place.
             _put(image, rows, operations[name](image.index_select(0, rows), amounts))
     return image
 
 
 def _put(image: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Write the images `changed` into the rows `rows` of `image`, in place."""
+    """Replace the images with the row numbers `rows` in `image` by the images `changed`, in place."""
     if image.device.type != "cpu":
         image.index_copy_(0, rows, changed)
         return
@@ -69,9 +72,10 @@ def _put(image: Tensor, rows: Tensor, changed: Tensor) -> None:
 
 
 def sampling_grid(maps: Tensor, height: int, width: int) -> Tensor:
-    """Return where each pixel of images comes from, in coordinates from -1 to 1 between the centers of corner pixels.
+    """Return where each pixel of k resampled images comes from, as `functional.grid_sample` needs it.
 
-    This is `affine_grid` with `align_corners=True`, but several times as fast on a CPU.
+    Coordinates go from -1 to 1 between the centers of the corner pixels. This equals `affine_grid` with
+    `align_corners=True`, but on a CPU it is several times as fast.
 
     Args:
         maps: [k, 2, 3] affine maps from the result to its source.
@@ -91,21 +95,20 @@ def sampling_grid(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def at_least(image: Tensor, threshold: Tensor) -> Tensor:
-    """Return 1.0 where an image reaches a threshold, else 0.0, to choose values by `torch.lerp`.
+    """Return 1.0 where a pixel reaches a threshold, else 0.0: weights with which `torch.lerp` chooses values.
 
-    `lerp` with these weights gives one of its two values to the last digit. On a CPU, `torch.where` takes ten times as
-    long.
+    With these weights, `lerp` returns one of its two inputs exactly. On a CPU, `torch.where` takes ten times as long.
     """
     return torch.ge(image, threshold, out=torch.empty_like(image))
 
 
 def factor(amounts: Tensor, column: int = 0) -> Tensor:
-    """Return one column of the amounts as [k, 1, 1, 1], to combine it with images."""
+    """Return one column of the amounts [k, c] of k images as [k, 1, 1, 1], so that it can multiply the images."""
     return amounts[:, column, None, None, None]
 
 
 def count_levels(levels: Tensor) -> Tensor:
-    """Count how often each band has each of 256 levels.
+    """Return the histogram of each band of k images: how many pixels have each of the levels 0..255.
 
     Args:
         levels: [k, bands, pixels] int64, 0..255.
@@ -123,10 +126,10 @@ def count_levels(levels: Tensor) -> Tensor:
 
 
 def equalizing_table(counts: Tensor) -> Tensor:
-    """Return the table [k, bands, 256] that equalizes a histogram in whole numbers, as Pillow and kornia do.
+    """Return the new level of each of 256 levels that equalizes histograms, [k, bands, 256], as Pillow and kornia do.
 
-    Level j becomes (the pixels below j + step div 2) div step, at most 255. The step is a 255th of the pixels that are
-    not in the highest level. With step 0, levels stay.
+    With `div` as integer division, level j becomes (number of pixels below j + step div 2) div step, at most 255. The
+    step is the number of pixels that are not in the highest level, div 255. If it is 0, levels stay the same.
 
     Args:
         counts: [k, bands, 256] int64 histogram of each band.
@@ -139,7 +142,7 @@ def equalizing_table(counts: Tensor) -> Tensor:
 
 
 def box_sums(image: Tensor) -> Tensor:
-    """Sum the 3 x 3 pixels around each inner pixel of images [..., h, w]; the result is [..., h - 2, w - 2]."""
+    """Return the sum of the 3 x 3 pixels around each inner pixel of images [..., h, w]: [..., h - 2, w - 2]."""
     rows = image[..., :-2, :] + image[..., 1:-1, :]
     rows += image[..., 2:, :]
     sums = rows[..., :-2] + rows[..., 1:-1]

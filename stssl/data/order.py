@@ -1,7 +1,7 @@
 """Choose how patches are shuffled: one by one for a local disk, by groups of shards for an object store.
 
-Patches drawn at random from an object store would fetch a shard for nearly every patch. So such a stream mixes the
-patches of a few shards at a time. A cache on disk holds these shards.
+A shard is a file with many patches. To read patches from an object store in a fully random sequence, training would
+download a shard for nearly every patch. So it mixes the patches of a few shards at a time, which a cache on disk holds.
 """
 
 import math
@@ -20,7 +20,10 @@ SHARDS_AHEAD = 2
 
 
 class Sampler(Protocol):
-    """Define the methods of a sampler: which patches are in the batch of each step. Epochs repeat without end."""
+    """Define the methods of a sampler. It tells which patches of a stream are in the batch of any step.
+
+    A stream (labeled or unlabeled) is read epoch after epoch without end.
+    """
 
     @property
     def batch(self) -> int:
@@ -33,9 +36,9 @@ class Sampler(Protocol):
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return which patches stand in some rows of the global batch of a step: their positions and epochs.
+        """Return positions and epochs of the patches in some rows of the global batch of a step, each [rows].
 
-        A position is a place in the stream's list of patches.
+        A position is the index of a patch in the stream's list of patches.
 
         Args:
             step: Number of the step.
@@ -44,19 +47,19 @@ class Sampler(Protocol):
         ...
 
     def whole(self, step: int) -> Ints:
-        """Return the positions (places in the stream's list) of all patches of a step. Download nothing."""
+        """Return the positions [batch] in the stream's list of all patches of a step. Download nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Set how training reads an object store: it mixes the patches of a few shards at a time.
+    """Set how training reads an object store: it mixes the patches of a few shards (files of many patches) at a time.
 
     Attributes:
         shard: Number of patches in a shard.
-        mix: Number of shards that are mixed.
-        fetch: Function that downloads the shards of some rows into the cache. Its second argument is True to wait for
-            them. None if memory holds all patches.
+        mix: Number of shards whose patches are mixed.
+        fetch: Function that downloads the shards of some store rows into the cache. Its second argument is True to
+            wait for them. None if memory holds all patches.
     """
 
     shard: int
@@ -64,7 +67,11 @@ class ShardOrder:
     fetch: Callable[[Ints, bool], None] | None
 
     def about(self, world: int) -> str:
-        """Describe the settings that decide the sequence of patches, for the record of a run."""
+        """Return a sentence about the settings that decide the sequence of patches, for the record of a run.
+
+        Args:
+            world: Number of ranks (training processes).
+        """
         return (
             f"the unlabeled stream comes by shards of {self.shard} patches, mixed {self.mix} at a time and dealt out "
             f"to {world} ranks: with another number of ranks it comes in another order"
@@ -72,28 +79,30 @@ class ShardOrder:
 
 
 class FetchingSampler:
-    """Shuffle patches by shards, and download the shards.
+    """Tell which patches are in the batch of a step as `ShardSampler` does, and download their shards into the cache.
 
-    A call for the rows of a step downloads the shards of this step and of a later one.
+    A call of `rows` waits for the shards of its step. It also starts the download of the shards of a later step.
     """
 
     def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
-        """Take the positions of patches from the sampler `order`, and download the shards that have these patches.
+        """Set the sampler to ask, the store rows of its patches, and the function that downloads shards.
 
         Args:
-            order: Sampler of positions.
+            order: Sampler that returns the positions of patches in the stream's list.
             stored: [size] store row of each position.
-            shard_order: Size of a shard, number of mixed shards, and function that fetches shards.
+            shard_order: Size of a shard, number of mixed shards, and function that downloads shards.
         """
         self.order, self.stored, self.shard_order, self.batch = order, stored, shard_order, order.batch
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] (places in the stream's list) of all patches of a step. Download nothing."""
+        """Return the positions [batch] in the stream's list of all patches of a step. Download nothing."""
         return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches in some rows of a batch. First wait until the cache has them.
+        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
+
+        First wait until the cache has the shards of these patches.
 
         Args:
             step: Number of the step.
@@ -102,7 +111,8 @@ class FetchingSampler:
         positions, epochs = self.order.rows(step, rows)
         if self.shard_order.fetch is not None:
             ahead = math.ceil(SHARDS_AHEAD * self.shard_order.shard / len(positions))
-            # Wait for the shards of this step. Download those of a later step in the background, during the training.
+            # Only wait for the shards of this step. Let those of a later step come in the background, so that training
+            # need not wait for them then.
             self.shard_order.fetch(self.stored[positions], True)
             self.shard_order.fetch(self.stored[self.order.rows(step + ahead, rows)[0]], False)
         return positions, epochs
@@ -111,15 +121,15 @@ class FetchingSampler:
 def make_order(
     stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
-    """Make the sampler, which shuffles the patches of a stream (labeled or unlabeled) into batches.
+    """Make the sampler that shuffles the patches of a stream (labeled or unlabeled) and cuts them into batches.
 
     Args:
         stored: [size] store rows of the stream.
         batch: Number of patches in a global batch.
         seed: Seed of the run.
-        stream: Use of random numbers for the shuffle.
-        shard_order: Groups of shards if the store is fetched shard by shard; else None.
-        world: Number of ranks.
+        stream: Name of the random numbers for the shuffle. Other names give independent numbers.
+        shard_order: How to mix shards if the store is downloaded shard by shard; else None.
+        world: Number of ranks (training processes).
 
     Raises:
         ConfigError: The stream has fewer shards than the run has ranks.
@@ -131,20 +141,20 @@ def make_order(
 
 
 def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: bool) -> ShardOrder | None:
-    """Choose how training shuffles, if the reader downloads shards to a disk cache. Return None for other readers.
+    """Return how training mixes shards if `reader` downloads them to a disk cache; None for other readers.
 
     Args:
         reader: Reader of the store.
-        mix: Number of shards that are mixed.
-        limit: Size of the cache in bytes.
-        held: True if memory holds all patches. If so, training fetches nothing.
+        mix: Number of shards whose patches are mixed.
+        limit: Largest size of the cache in bytes.
+        held: True if memory holds all patches. If so, training downloads nothing.
         tell: True to warn if the cache is too small for the mixed shards.
     """
     if reader.shard is None:
         return None
     if tell and not held:
-        # The cache holds the mixed shards, the shard that enters the mix, and the shards fetched ahead, all at once.
-        # All ranks of a node share the cache.
+        # The cache must have room for the mixed shards, the shard that is mixed in next, and the shards downloaded
+        # ahead, all at once and for all ranks of a node, since they share the cache.
         shards = (mix + 1 + SHARDS_AHEAD) * ranks_here()
         needed = shards * reader.shard_bytes()
         if needed > limit:

@@ -10,7 +10,7 @@ _ALIGNED = 16
 
 
 def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
-    """Copy tensors one after the other into a new buffer of bytes, and return the buffer.
+    """Copy tensors one after the other into a new one-dimensional tensor of bytes (the buffer), and return it.
 
     Args:
         tensors: Tensors in host memory.
@@ -26,8 +26,8 @@ def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors in a buffer that `packed` made of `tensors`. The results share the memory of the buffer.
 
     Args:
-        buffer: The buffer, on any device.
-        tensors: The tensors that were packed.
+        buffer: The buffer, or a copy of it on any device.
+        tensors: The tensors that were packed. Their types and shapes say how to read the buffer.
     """
     return [
         buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -36,7 +36,7 @@ def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _starts(tensors: Sequence[Tensor]) -> list[int]:
-    """Return where each tensor begins in the buffer, and the size of the buffer."""
+    """Return the byte at which each tensor begins in a buffer, and, as the last number, the buffer's size in bytes."""
     starts = [0]
     for tensor in tensors:
         starts.append(starts[-1] + -(-tensor.nbytes // _ALIGNED) * _ALIGNED)

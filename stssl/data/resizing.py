@@ -1,4 +1,4 @@
-"""Resize images on their device: by interpolation between pixels, or to the same bytes as Pillow."""
+"""Resize images on the device where they are: by bilinear interpolation, or to exactly the bytes that Pillow gives."""
 
 from functools import lru_cache
 from typing import Literal
@@ -17,31 +17,32 @@ _ONE = 1 << 22
 
 
 def resize_images(image: Tensor, size: int, how: Resize) -> Tensor:
-    """Resample images to a square of another size. Images of this size are returned unchanged.
+    """Resize images to squares of `size` pixels. Images that have this size already keep their values.
 
     Args:
         image: [n, bands, height, width]; for `pillow` whole numbers from 0 to 255.
         size: Side of the result in pixels.
-        how: `centers` antialiases if the images shrink, `corners` never. `pillow` antialiases, and rounds to bytes.
+        how: `centers` interpolates with antialiasing if the images shrink. `corners` aligns the centers of the corner
+            pixels, without antialiasing. `pillow` antialiases as Pillow does, and rounds to bytes.
 
     Returns:
         [n, bands, size, size] float32.
     """
-    # An interpolation to the same size would still copy the batch.
+    # Return early, because an interpolation to the same size would still take time to copy the batch.
     if image.shape[-1] == size and image.shape[-2] == size:
         return image.float()
     if how == "pillow":
         return _pillow(image, size)
     if how == "corners":
         return functional.interpolate(image.float(), (size, size), mode="bilinear", align_corners=True)
-    # If images become several times smaller, an interpolation without this filter skips pixels.
+    # Antialias images that shrink: if they become several times smaller, plain interpolation ignores most pixels.
     shrinks = image.shape[-1] > size
     return functional.interpolate(image.float(), (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def _pillow(image: Tensor, size: int) -> Tensor:
     """Resize whole numbers from 0 to 255 as Pillow's bilinear filter does: first rows, then columns, each rounded."""
-    # Sums of these whole numbers are exact in float64. So the result is the same on every device.
+    # Use float64: sums of these whole numbers are exact in it, so the result is the same on every device.
     image = image.double()
     for axis in (-1, -2):
         if image.shape[axis] != size:
@@ -53,9 +54,9 @@ def _pillow(image: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _weights(source: int, size: int) -> NDArray[np.float64]:
-    """Return the weights [size, source] of a triangle filter, in units of 2**-22.
+    """Return the weights of `source` pixels in each of `size` new pixels, [size, source], in units of 2**-22.
 
-    To shrink images, the filter is wider.
+    They are those of Pillow's bilinear (triangle) filter, which is wider if the image shrinks.
     """
     scale = source / size
     reach = max(scale, 1.0)

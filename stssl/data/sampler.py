@@ -1,7 +1,8 @@
-"""Shuffle patches. The sequence depends only on seed, stream (labeled or unlabeled), epoch and patch.
+"""Shuffle the patches of a stream (labeled or unlabeled). Seed, stream and epoch decide the sequence.
 
-The result does not depend on threads or restarts. The state of a sampler is only the number of the step. So a resumed
-run gets the same batches. The global batches of `StreamSampler` do not depend on the number of ranks.
+Samplers compute the batch of any step from its number and have no other state. So a resumed run gets the same batches,
+with any number of threads. The global batches of `StreamSampler` do not depend on the number of ranks (training
+processes), but those of `ShardSampler` do.
 """
 
 import threading
@@ -15,7 +16,10 @@ from stssl.base.randomness import RandomStream, permutation, uniforms
 
 
 class StreamSampler:
-    """Shuffle `size` patches anew for each epoch, and cut the endless sequence of epochs into global batches."""
+    """Shuffle `size` patches anew for each epoch, and cut the endless sequence of all epochs into global batches.
+
+    A global batch is the batch of all training processes together.
+    """
 
     def __init__(self, size: int, batch: int, seed: int, stream: RandomStream) -> None:
         """Set the number of patches, the batch size and the seed of the shuffle.
@@ -24,14 +28,14 @@ class StreamSampler:
             size: Number of patches in the stream.
             batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Name of the random sequence that shuffles the patches. Sequences of a seed are independent.
+            stream: Name of the random numbers for the shuffle. Other names give independent numbers.
         """
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return which patches stand in some rows of a step's global batch: positions and epochs, each [rows].
+        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
 
-        A position is a place in the stream's list of patches.
+        A position is the index of a patch in the stream's list of patches.
 
         Args:
             step: Number of the step, counted from 0.
@@ -46,17 +50,17 @@ class StreamSampler:
         return positions, epochs
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] (places in the stream's list) of all patches of a step."""
+        """Return the positions [batch] in the stream's list of all patches of a step's global batch."""
         return self.rows(step, slice(0, self.batch))[0]
 
 
 class ShardSampler:
     """Shuffle patches that are downloaded shard by shard from an object store. A shard is a file with many patches.
 
-    Each epoch shuffles the shards and divides them among the ranks (training processes). A rank goes through its
-    shards. It delays each patch at random, by up to `mix` shards, as a buffer of `mix` shards would do. So a step of a
-    rank uses about `mix` shards, and only few of them are new. The result depends on seed, stream, epoch and number of
-    ranks.
+    In each epoch, the shards are shuffled and divided among the ranks (training processes). A rank goes through its
+    shards, and delays each patch at random by up to `mix` shards, as a shuffle buffer of `mix` shards would do. So a
+    step of a rank uses patches of about `mix` shards, and most of these shards were used in the step before too. The
+    sequence depends on the number of ranks.
     """
 
     def __init__(
@@ -69,8 +73,8 @@ class ShardSampler:
             shard: Number of patches in a shard.
             batch: Number of patches in a global batch.
             seed: Seed of the run.
-            stream: Name of the random sequence that shuffles the patches. Sequences of a seed are independent.
-            mix: Number of mixed shards; 0 delivers one shard after the other.
+            stream: Name of the random numbers for the shuffle. Other names give independent numbers.
+            mix: Number of shards whose patches are mixed; 0 delivers one shard after the other.
             world: Number of ranks.
 
         Raises:
@@ -78,7 +82,7 @@ class ShardSampler:
         """
         self.size, self.batch, self.seed, self.stream, self.mix, self.world = len(rows), batch, seed, stream, mix, world
         shards = rows // shard
-        # A stable sort keeps the sequence of positions inside a shard. So every machine gets the same result.
+        # Sort stably: equal shards then keep the sequence of their positions, so every machine gets the same result.
         order = np.argsort(shards, kind="stable").astype(np.int64)
         self._blocks = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         if len(self._blocks) < world:
@@ -91,15 +95,15 @@ class ShardSampler:
         self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return which patches stand in some rows of a step's global batch: positions and epochs, each [rows].
+        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
 
-        A position is a place in the stream's list of patches.
+        A position is the index of a patch in the stream's list of patches.
 
-        Ranks have different shards. So each rank counts its own epochs.
+        Ranks have different shards, which may hold different numbers of patches. So each rank counts its own epochs.
 
         Args:
             step: Number of the step, counted from 0.
-            rows: Wanted rows of the global batch.
+            rows: Wanted rows of the global batch. A rank's rows lie one after the other.
         """
         parts = []
         for rank in range(self.world):
@@ -112,13 +116,17 @@ class ShardSampler:
         return np.concatenate(positions), np.concatenate(epochs)
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] (places in the stream's list) of all patches of a step."""
+        """Return the positions [batch] in the stream's list of all patches of a step's global batch."""
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Return the positions and epochs of patches at some places of one training process's endless sequence.
+        """Return positions and epochs of the patches at some indexes of one training process's endless sequence.
 
-        A lock lets in one thread at a time, since all threads share a small memory of epochs.
+        A lock lets only one thread compute at a time, since all threads share the cached sequences of two epochs.
+
+        Args:
+            rank: Number of the training process.
+            places: [k] indexes in the sequence of its patches over all epochs, from low to high.
         """
         with self._lock:
             return self._placed(rank, places)
@@ -135,14 +143,17 @@ class ShardSampler:
         return positions, epochs
 
     def _dealt(self, rank: int, epoch: int) -> list[Ints]:
-        """Return the shuffled shards that one training process gets in an epoch, each as an array of positions."""
+        """Return the shuffled shards that one training process gets in an epoch.
+
+        Each shard is an array of the positions of its patches in the stream's list.
+        """
         order = permutation(len(self._blocks), self.seed, self.stream, epoch)
         return [self._blocks[number] for number in order[rank :: self.world].tolist()]
 
     def _order(self, rank: int, epoch: int) -> Ints:
         """Return the shuffled positions of the patches that one training process (rank) gets in an epoch.
 
-        Remember the results for the last two epochs.
+        Cache the results of two epochs for each rank.
         """
         known = self._orders[rank]
         if epoch not in known:
@@ -150,9 +161,11 @@ class ShardSampler:
             positions = np.concatenate(blocks)
             turn = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
             numbers = uniforms((self.seed, self.stream, RandomStream.SHARD_DELAY, epoch, positions), 1)[:, 0]
-            # Use float64. With thousands of shards, float32 has too few digits left for the delay.
+            # Use float64: the delay is added to the number of a shard, and with thousands of shards float32 would have
+            # too few digits left for the delay.
             delay = numbers.astype(np.float64) * self.mix
-            # A batch may lie in two epochs. Forget older epochs: for a large store, they take much memory.
+            # Cache two epochs, because a batch may lie in two. Forget the older ones: for a large store, each takes
+            # much memory.
             if len(known) > 1:
                 known.pop(min(known))
             known[epoch] = positions[np.argsort(turn + delay, kind="stable")]

@@ -21,12 +21,12 @@ PARTS = ("train", "validation", "test")
 
 
 class RandomSplit(Config):
-    """Divide patches by chance. Test patches then lie beside training patches, often at the same place.
+    """Divide patches at random. Test patches then lie beside training patches, often at the same place.
 
     Attributes:
         validation: Share of the patches for validation.
         test: Share of the patches for test.
-        seed: Seed of the assignment.
+        seed: Seed of the random numbers that assign the patches.
     """
 
     name: Literal["random"]
@@ -36,15 +36,15 @@ class RandomSplit(Config):
 
 
 class BlockSplit(Config):
-    """Divide patches by place: assign each square of latitude and longitude to training, validation or test.
+    """Divide patches by place: assign each square of latitude and longitude at random to one part of the data.
 
-    So training never sees a test place.
+    The parts are training, validation and test. So training never sees a square with test patches.
 
     Attributes:
         degrees: Side of the squares in degrees.
         validation: Share of the patches for validation.
         test: Share of the patches for test.
-        seed: Seed of the assignment.
+        seed: Seed of the random numbers that assign the patches.
     """
 
     name: Literal["blocks"]
@@ -62,7 +62,7 @@ class LeaveOutSplit(Config):
         values: Values of the test patches.
         validation: Share of the other patches for validation. It consists of whole squares of latitude and longitude.
         degrees: Side of the squares in degrees.
-        seed: Seed of the assignment.
+        seed: Seed of the random numbers that assign the patches.
     """
 
     name: Literal["leave_out"]
@@ -121,9 +121,10 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
     Args:
         store: Store with the columns.
-        config: Name of a stored split, `random`, `blocks`, `longitude`, or a rule.
+        config: Name of a stored split; `random`, `blocks` or `longitude` for these rules with default settings; or a
+            rule with its settings.
         exclude: Boolean columns, such as `seasonal_snow`. Leave out the rows that are True in any of them.
-        validated: False if the split may lack a validation part.
+        validated: False if the validation part may be empty.
 
     Raises:
         ConfigError: The store has no such split or column, or its squares are too large for a part. The message lists
@@ -133,7 +134,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     if isinstance(config, str) and config in _NAMED and config not in store.split_names:
         config = _NAMED[config]
     codes = _stored(store, config) if isinstance(config, str) else _RULES[type(config)](store, config)
-    # A store keeps the rows of unusable patches, so they must be removed here.
+    # A store has rows for unusable patches too, such as damaged ones: leave them out of all parts.
     keep = ~np.isin(store.column("error_code"), UNUSABLE)
     for name in exclude:
         flags = np.asarray(store.column(name))
@@ -145,7 +146,7 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
     parts = [np.flatnonzero(keep & (codes == code)) for code in range(3)]
     needed = ("train", "validation") if validated else ("train",)
     for name, rows in zip(PARTS, parts, strict=True):
-        # Training needs no test patches: it warns of an empty test part, and the evaluation raises its own error.
+        # Accept an empty test part: training needs none and only warns, and the evaluation raises an error of its own.
         if len(rows) == 0 and name in needed:
             last = " or set evaluation.checkpoint=last and schedule.patience=null" if name == "validation" else ""
             raise _empty(store.path, config, name, last)
@@ -153,13 +154,13 @@ def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (
 
 
 def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | ConfigError:
-    """Return the error for a split that leaves a part empty.
+    """Return the error for a split that leaves a part of the data, such as `validation`, without patches.
 
     Args:
         path: Path of the store.
         config: Name of a stored split, or a rule.
-        part: The empty part.
-        last: Advice in the message, besides that to choose another split.
+        part: Name of the part without patches.
+        last: More advice at the end of the message, after that to choose another split.
     """
     if isinstance(config, BlockSplit | LeaveOutSplit):
         return ConfigError(
@@ -174,10 +175,11 @@ def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | 
 
 
 def shares_asked(config: SplitConfig) -> dict[str, float]:
-    """Return the share of patches that a split asks for, by part.
+    """Return the shares of validation and test patches that a rule can miss, by part, for warnings about them.
 
-    The share of `leave_out` counts among the patches that are not test patches. Stored splits and lists ask for no
-    share.
+    These rules are `random`, `blocks` and `leave_out`. The share of `leave_out` counts among the patches that are not
+    test patches. For other splits, return an empty dict: stored splits and lists ask for no share, and `longitude`
+    cannot miss its shares.
     """
     if isinstance(config, str):
         config = _NAMED.get(config, config)
@@ -187,7 +189,7 @@ def shares_asked(config: SplitConfig) -> dict[str, float]:
 
 
 def _stored(store: Columns, name: str) -> ColumnArray:
-    """Read a split that came with the archive: for each of N patches, the code of training, validation or test."""
+    """Read a split from the store. Return for each of N patches the code of training, validation or test, [N]."""
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(_NAMED if places else ["random"])))
@@ -199,14 +201,14 @@ def _stored(store: Columns, name: str) -> ColumnArray:
 
 
 def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
-    """Divide the earth into squares of `degrees`. Return the rows of patches with a known place, and their squares.
+    """Divide the earth into squares of latitude and longitude, and find the square of each patch with a known place.
 
     Args:
         store: Store with the columns of latitude and longitude.
         degrees: Side of the squares in degrees.
 
     Returns:
-        Two arrays: the rows, and the number of the square of each row.
+        Two arrays: the store rows of the n patches with a known place [n], and the numbers of their squares [n].
     """
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
@@ -224,32 +226,33 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _random(store: Columns, config: RandomSplit) -> Ints:
-    """Assign N patches to training, validation or test by chance, and return [N] codes."""
+    """Assign N patches at random to training, validation or test. Return [N] codes of these parts."""
     rows = np.arange(store.size)
     return _deal(store.size, rows, rows, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
-    """Assign N patches to training, validation or test by place, and return [N] codes. A square gets one code."""
+    """Assign N patches to training, validation or test by squares of the map. Return [N] codes of these parts."""
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: int) -> Ints:
-    """Assign squares of the map to the parts training, validation and test. Return the code of the part for each row.
+    """Assign squares of the map to training, validation and test. Return for each store row the code of its part.
 
-    Shuffle the squares. Fill the share of each part in turn; the rest is training.
+    Shuffle the squares. Give squares to each part of `shares` in turn until it has its share. The other squares are for
+    training.
 
     Args:
-        size: Number of rows in the store.
-        rows: [n] rows with a square. All other rows get the code for "no part".
-        blocks: [n] number of the square of each row.
-        shares: Share of the rows for each part, by code of the part.
+        size: Number of rows (patches) in the store.
+        rows: [n] rows whose patches lie in a square. All other rows get the code for "no part".
+        blocks: [n] number of the square of each of these rows.
+        shares: Share of these rows for a part, by code of the part.
         seed: Seed of the shuffle.
     """
     counts = np.bincount(blocks)
     order = np.random.default_rng(seed).permutation(len(counts))
-    # The middle patch of a square decides for the whole square. This brings the shares nearest to the wanted ones.
+    # Give a square to the part in whose share its middle patch lies: this brings the shares nearest to the wanted ones.
     reached = np.cumsum(counts[order]) - counts[order] / 2
     block_codes = np.zeros(len(counts), np.int64)
     start = 0.0
@@ -257,14 +260,17 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
         stop = start + share * len(rows)
         block_codes[order[(reached >= start) & (reached < stop)]] = code
         start = stop
-    # Stores use the code 255 for "no part", too.
+    # Use 255 for "no part" as stored splits do: the same code then reads both.
     codes = np.full(size, 255, np.int64)
     codes[rows] = block_codes[blocks]
     return codes
 
 
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
-    """Assign N patches to training, validation or test by a column's values, such as countries. Return [N] codes."""
+    """Assign N patches to training, validation or test by the values in a column, such as countries.
+
+    Return [N] codes of these parts.
+    """
     values = as_text(store.column(config.column))
     if values.ndim > 1:
         raise ConfigError(f"data.split.column: {config.column} has many values a patch. Give one such as country.")
@@ -276,7 +282,8 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
             f"data.split.values: {config.column} is never {', '.join(missing)} in {store.path}. It has: {known}"
         )
     rows, blocks = _block_ids(store, config.degrees)
-    # Validation gets its own places. Otherwise, patches almost equal to training patches would choose the checkpoint.
+    # Give whole squares to validation. Otherwise, validation patches would lie beside training patches and look almost
+    # the same, and the choice of the best checkpoint would reward memorized training patches.
     inside = ~held_out[rows]
     kept = np.unique(blocks[inside], return_inverse=True)[1].reshape(-1)
     codes = _deal(store.size, rows[inside], kept, {1: config.validation}, config.seed)
@@ -285,7 +292,10 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 
 
 def _lists(store: Columns, config: ListSplit) -> Ints:
-    """Assign N patches to training, validation or test by the lists of names in three files. Return [N] codes."""
+    """Assign N patches to training, validation or test by the patch names in three files.
+
+    Return [N] codes of these parts. Patches that no file names get the code for "no part".
+    """
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)
     for code, part in enumerate(PARTS):

@@ -49,20 +49,25 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
-    """Draw operations and magnitudes for n images, grouped by round and name. An image may draw an operation again.
+    """Choose operations and magnitudes for n images from random numbers. An image may get an operation again.
+
+    Return for each round, by name of the operation, the row numbers of its images and their amounts.
 
     Args:
         numbers: [n, 2 * operations] uniform numbers in [0, 1).
         size: Side of the images in pixels.
     """
-    # Use float64: in float32, the product with the largest number could round up to the whole.
+    # Use float64: in float32, the largest number below 1, times the number of operations, could be rounded up to an
+    # operation that does not exist.
     choices = (numbers[:, ::FIXMATCH_NUMBERS].astype(np.float64) * len(FIXMATCH_NAMES)).astype(np.int64)
     low, high = (np.array([ends[i] for ends in RANGES.values()], np.float64)[choices] for i in (0, 1))
     return fixmatch_rounds(choices, low + (high - low) * numbers[:, 1::FIXMATCH_NUMBERS].astype(np.float64), size)
 
 
 def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
-    """Group the chosen operations of n images by round and name, with their rows and amounts (see `group_rounds`).
+    """Turn the magnitudes of the chosen operations into amounts, and group n images by operation in each round.
+
+    Return what `group_rounds` returns: row numbers of the images and their amounts.
 
     Args:
         choices: [n, operations] positions in `FIXMATCH_NAMES`.
@@ -78,10 +83,15 @@ def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -
 
 
 def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Return where pixels come from, in 65,536ths of a pixel: [k, 6] whole numbers.
+    """Return for k images where their moved pixels come from: [k, 6] whole numbers, in 65,536ths of a pixel.
 
     The first three numbers a, b, c give the source column of a pixel: a * column + b * row + c. The last three give its
     source row in the same way.
+
+    Args:
+        choices: [k] positions in `FIXMATCH_NAMES`, of geometric operations.
+        magnitudes: [k] magnitudes of these operations.
+        size: Side of the images in pixels.
     """
     turned, is_x, is_y, to_x, to_y = (choices == FIXMATCH_NAMES.index(name) for name in _GEOMETRIC)
     turn = -np.radians(np.where(turned, magnitudes % 360, 0))
@@ -91,8 +101,8 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
     middle = size / 2
     found = []
     for steps, is_moved in ((along, to_x), (across, to_y)):
-        # As in Pillow, turn about the middle of the image. A shear starts at the corner. A translation moves
-        # whole pixels.
+        # Follow Pillow, so that the images are the same: turn about the middle of the image, shear from its corner,
+        # and move by whole pixels.
         turning = np.where(turned, middle - middle * steps.sum(1), 0)
         start = turning + steps.sum(1) * 0.5
         whole = np.floor(0.5 + is_moved * magnitudes * size) * _ONE
@@ -109,21 +119,29 @@ def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _move(image: Tensor, amounts: Tensor) -> Tensor:
-    """Replace each pixel by its nearest source pixel, or by zero if the source lies outside the image."""
+    """Rotate, shear or translate images: replace each pixel by its nearest source pixel, or by zero outside the image.
+
+    Args:
+        image: [k, bands, height, width] bytes.
+        amounts: [k, 6] numbers from `_source_steps`.
+    """
     height, width = image.shape[2:]
     steps = amounts.int()[:, :, None, None]
     x = torch.arange(width, device=image.device, dtype=torch.int32)
     y = torch.arange(height, device=image.device, dtype=torch.int32)[:, None]
     columns = (x * steps[:, 0] + (y * steps[:, 1] + steps[:, 2])).bitwise_right_shift_(16).clamp_(-1, width)
     rows = (x * steps[:, 3] + (y * steps[:, 4] + steps[:, 5])).bitwise_right_shift_(16).clamp_(-1, height)
-    # Add a frame of zeros: all sources outside the image are clamped to this frame.
+    # Add a frame of zeros: sources outside the image were clamped to this frame, so their pixels become zero.
     framed = functional.pad(image, (1, 1, 1, 1)).flatten(2)
     source = columns.add_(rows, alpha=width + 2).add_(width + 3).long().view(len(image), 1, -1)
     return framed.gather(2, source.expand(-1, image.shape[1], -1)).view_as(image)
 
 
 def _gray(image: Tensor) -> Tensor:
-    """Return the gray value of each pixel, [k, 1, height, width] int32: Pillow's luma, or the mean of other bands."""
+    """Return the gray value of each pixel, [k, 1, height, width] int32.
+
+    It is Pillow's luma for three bands, and the rounded mean of the bands for other numbers of bands.
+    """
     bands = image.shape[1]
     if bands != 3:
         return (2 * image.sum(1, keepdim=True, dtype=torch.int32) + bands) // (2 * bands)
@@ -133,25 +151,25 @@ def _gray(image: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor, image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix two images in float32, and cut off the decimals, as Pillow's `Image.blend` does."""
+    """Return base + factor * (image - base) as bytes: in float32, with decimals cut off, as Pillow's `Image.blend`."""
     base = base.float()
     return _bytes(image.float().sub_(base).mul_(factor(amounts).float()).add_(base))
 
 
 def _bytes(values: Tensor) -> Tensor:
-    """Convert values to bytes, and cut off the decimals. On a CPU, to convert by int32 is three times as fast."""
+    """Convert floats to bytes, and cut off the decimals. The detour over int32 is three times as fast on a CPU."""
     return values.int().byte()
 
 
 def _look_up(image: Tensor, table: Tensor) -> Tensor:
-    """Replace the value of each pixel by its entry in a table [k, bands, 256]."""
+    """Replace the value (0..255) of each pixel by the new value that the table [k, bands, 256] has for it."""
     return table.byte().gather(2, image.flatten(2).long()).view_as(image)
 
 
 def _auto_contrast(image: Tensor, amounts: Tensor) -> Tensor:
     low, high = (end((2, 3))[..., None].double() for end in (image.amin, image.amax))
     level = torch.arange(LEVELS, device=image.device, dtype=torch.float64)
-    # Divide two tensors: torch divides a number by a tensor with less precision.
+    # Make a tensor of the number 255 before the division: torch divides a number by a tensor with less precision.
     scale = torch.full_like(low, LEVELS - 1) / (high - low).clamp_min(1)
     table = (level * scale - low * scale).trunc_().clamp_(0, LEVELS - 1)
     return _look_up(image, torch.where(high > low, table, level))
@@ -176,7 +194,7 @@ def _contrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
+    """Sharpen or blur images: mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
     values = image.float()
     inner = values[..., 1:-1, 1:-1]
     # A sum divided by 13 is at least 1/26 away from every half. So float32 rounds it to the right whole number.
@@ -191,9 +209,11 @@ def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _solarize(image: Tensor, amounts: Tensor) -> Tensor:
-    # A whole number is below a threshold if it is below the next whole number. Both fit into 16 bits.
+    # Round the threshold up to a whole number: the same pixels are below it, and whole numbers fit into 16 bits. The
+    # shift turns the sign of the difference into -1 (all bits are 1) or 0.
     below = image.short().sub_(factor(amounts).ceil().short()).bitwise_right_shift_(15)
-    # All bits are 1 below the threshold. Elsewhere, x xor 255 is 255 - x. On a CPU, `where` is ten times slower.
+    # Invert the pixels that are not below by xor with 255 (x xor 255 is 255 - x), and the others by xor with 0. On a
+    # CPU, `torch.where` is ten times slower.
     return image.bitwise_xor_(below.bitwise_not_().byte())
 
 

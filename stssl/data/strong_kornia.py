@@ -1,8 +1,9 @@
 """Apply RandAugment as kornia does (kornia.augmentation.auto.RandAugment), to images of any number of bands.
 
-Each image draws its own operations, all different. Each geometric operation resamples the image, with zeros outside.
-kornia 0.7 and 0.9 compute different amounts from a magnitude. For example, 0.7 posterizes to 0 bits if 0.9 keeps 7.
-Geometric amounts of 0.7 are never negative, and its translations are parts of a pixel.
+The operations are chosen at random for each image, and an image gets no operation twice. Each geometric operation
+resamples the image, with zeros outside of it. kornia 0.7 and 0.9 compute different amounts from a magnitude. For
+example, at magnitude 5, kornia 0.7 posterizes to 0 bits and kornia 0.9 to 7. Geometric amounts of kornia 0.7 are never
+negative, and its translations are parts of a pixel.
 """
 
 import math
@@ -43,7 +44,7 @@ GREATEST_M = 30
 
 
 def amount_of(name: str, m: float, size: int, version: KorniaVersion) -> float:
-    """Return kornia's amount of an operation: degrees, bits, pixels or a factor, without a sign.
+    """Return the amount that kornia computes for an operation: degrees, bits, pixels or a factor, without a sign.
 
     Args:
         name: One of `KORNIA_NAMES`.
@@ -66,7 +67,9 @@ def amount_of(name: str, m: float, size: int, version: KorniaVersion) -> float:
 
 
 def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) -> Rounds:
-    """Draw operations for n images, grouped by round and name. No image draws an operation twice.
+    """Choose operations for n images from random numbers. No image gets an operation twice.
+
+    Return for each round, by name of the operation, the row numbers of its images and their amounts.
 
     Args:
         numbers: [n, 3 * operations] uniform numbers in [0, 1).
@@ -83,13 +86,21 @@ def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) ->
 
 
 def _different(numbers: Floats) -> Ints:
-    """Draw different operations for each image: the first places of a random permutation (Fisher-Yates)."""
+    """Choose different operations for each of n images: the start of a random permutation (Fisher-Yates).
+
+    Args:
+        numbers: [n, operations] uniform numbers in [0, 1).
+
+    Returns:
+        [n, operations] positions in `KORNIA_NAMES`.
+    """
     rows, count = numbers.shape
     order = np.tile(np.arange(len(KORNIA_NAMES)), (rows, 1))
     every = np.arange(rows)
     for i in range(count):
         left = len(KORNIA_NAMES) - i
-        # Use float64: in float32, the product with the largest number could round up to the whole.
+        # Use float64: in float32, the largest number below 1, times `left`, could be rounded up to `left`, which is no
+        # valid choice.
         other = i + (numbers[:, i].astype(np.float64) * left).astype(np.int64)
         taken = order[every, other].copy()
         order[every, other] = order[:, i]
@@ -98,7 +109,9 @@ def _different(numbers: Floats) -> Ints:
 
 
 def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Floats, size: int) -> Rounds:
-    """Group the chosen operations of n images by round and name, with their rows and amounts (see `group_rounds`).
+    """Turn geometric amounts into affine maps, and group n images by operation in each round.
+
+    Return what `group_rounds` returns: row numbers of the images and their amounts.
 
     Args:
         choices: [n, operations] positions in `KORNIA_NAMES`.
@@ -110,7 +123,7 @@ def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Float
     plain[..., 0], plain[..., 1] = amounts, thresholds
     moved = np.isin(choices, [KORNIA_NAMES.index(name) for name in SIGNED])
     plain[moved] = _inverse_maps(choices[moved], amounts[moved], size)
-    # An amount of 0 moves nothing, so leave it out: resampling would take time and change
+    # Leave out geometric operations with the amount 0: they move nothing, but resampling would take time and change
     # pixels by rounding errors.
     found = np.where(moved & (amounts == 0), -1, choices)
     return group_rounds(found, plain, [_WARP if name in SIGNED else name for name in KORNIA_NAMES])
@@ -120,7 +133,15 @@ _WARP = "warp"
 
 
 def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Return the rows of affine maps [k, 6] from the result to its source, in coordinates from -1 to 1."""
+    """Return for k geometric operations the affine map from a result pixel to its source, [k, 6].
+
+    The six numbers are the 2 x 3 matrix of the map, row by row, for coordinates from -1 to 1.
+
+    Args:
+        choices: [k] positions in `KORNIA_NAMES`.
+        amounts: [k] degrees or pixels, with a sign.
+        size: Side of the images in pixels.
+    """
     degrees, tangents = (
         np.where(np.isin(choices, [KORNIA_NAMES.index(name) for name in names]), np.radians(amounts), 0.0)
         for names in (("rotate",), ("shear_x", "shear_y"))
@@ -136,7 +157,10 @@ def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDA
 
 
 def _warp(image: Tensor, amounts: Tensor) -> Tensor:
-    """Resample images by their inverse maps: bilinear, zeros outside."""
+    """Rotate, shear or translate k images by bilinear resampling, with zeros outside of the images.
+
+    `amounts` [k, 6] has the affine maps from `_inverse_maps`.
+    """
     grid = sampling_grid(amounts.view(-1, 2, 3), *image.shape[2:])
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
@@ -147,12 +171,15 @@ def _auto_contrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _levels(image: Tensor) -> Tensor:
-    """Return each pixel as a whole number from 0 to 255, [k, bands, pixels]."""
+    """Turn values in [0, 1] of images [k, bands, height, width] into whole numbers 0..255, [k, bands, pixels]."""
     return (image * (LEVELS - 1)).long().clamp_(0, LEVELS - 1).flatten(2)
 
 
 def _white(image: Tensor) -> Tensor:
-    """Return 255 as a tensor. A GPU divides exactly only by tensors, and multiplies by the inverse of a number."""
+    """Return 255 as a tensor of the type of `image`, to divide by it.
+
+    On a GPU, torch divides exactly by a tensor. In place of a division by a number, it multiplies by the inverse.
+    """
     return image.new_full((1,), LEVELS - 1)
 
 
@@ -162,13 +189,16 @@ def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _equalize_old(image: Tensor, amounts: Tensor) -> Tensor:
-    """Equalize as kornia 0.7: it counts pixels in 256 bins of equal width over 0..255, but looks up whole numbers."""
+    """Equalize histograms as kornia 0.7 does.
+
+    It counts pixels in 256 bins of equal width over 0..255, but looks up a pixel's new value by its whole number.
+    """
     bins = (image * (LEVELS - 1) * LEVELS / _white(image)).long().clamp_(0, LEVELS - 1).flatten(2)
     return _equalized(image, _levels(image), equalizing_table(count_levels(bins)))
 
 
 def _equalized(image: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    # Leave a band with step 0 unchanged to its last digit, as kornia does.
+    # If the table changes no level, kornia returns the band unchanged. So do not round its values to 256 levels.
     changes = (table != torch.arange(LEVELS, device=table.device)).any(2)[..., None, None].float()
     values = table.float().div_(_white(image))
     return image.lerp_(values.gather(2, levels).view_as(image), changes)
@@ -178,7 +208,7 @@ def _posterize(image: Tensor, amounts: Tensor) -> Tensor:
     bits = factor(amounts)
     width = torch.exp2(8 - bits)
     whole = (image * 255).floor_()
-    # The float32 division before `trunc` is kornia's, with its rounding.
+    # Divide in float32 and in this sequence, as kornia does: another sequence would round some pixels differently.
     white = _white(image)
     kept = (255 * (whole / width / white)).floor_().mul_(width).div_(white)
     return image.lerp_(kept.mul_((bits > 0).float()), (bits < 8).float())
@@ -194,11 +224,11 @@ def _solarize_add(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _color(image: Tensor, amounts: Tensor) -> Tensor:
-    """Change the saturation in the HSV model: change the distance of all bands from the largest band."""
+    """Change the saturation of the HSV model: for each pixel, scale the distances of all bands from the largest one."""
     low, high = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
     spread = high - low
     saturation = (factor(amounts) * (spread / (high + 1e-8))).clamp_(0, 1)
-    # The lower limit only avoids 0 / 0 in gray pixels, which keep their value with any ratio.
+    # Limit `spread` from below only to avoid 0 / 0 in gray pixels: with any ratio, they keep their value.
     ratio = saturation.mul_(high).div_(spread.clamp_min_(1e-30))
     return (high - image).mul_(ratio).neg_().add_(high)
 
@@ -212,7 +242,7 @@ def _brightness(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
+    """Sharpen or blur images: mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
     inner = image[..., 1:-1, 1:-1]
     smooth = box_sums(image).add_(inner, alpha=4).div_(13)
     inner.copy_((inner - smooth).mul_(factor(amounts)).add_(smooth))

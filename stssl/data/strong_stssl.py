@@ -1,6 +1,6 @@
 """Apply RandAugment in the style of this package: one resampling does the crop and all geometric operations.
 
-The photometric operations run one after another. An image may draw an operation again.
+The photometric operations run one after another. An image may get an operation more than once.
 """
 
 import math
@@ -21,14 +21,15 @@ STSSL_NUMBERS = 2
 
 
 def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:
-    """Draw operations for n images.
+    """Choose operations and their signs for n images from random numbers.
 
     Args:
         numbers: [n, 2 * operations] uniform numbers in [0, 1).
         m: Magnitude, 0 to 10.
 
     Returns:
-        Inverse linear map [n, 2, 2] and translation [n, 2] of the geometric operations, and the photometric operations.
+        Inverse linear map [n, 2, 2] and translation [n, 2] of all geometric operations together, and for each round the
+        row numbers of the images and their amounts by photometric operation.
     """
     choices = (numbers[:, ::STSSL_NUMBERS] * len(_NAMES)).astype(np.int64)
     signs = np.where(numbers[:, 1::STSSL_NUMBERS] < 0.5, -1.0, 1.0).astype(np.float64)
@@ -40,10 +41,14 @@ def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:
 
 
 def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Combine the geometric operations of each patch into one inverse affine map: matrices [n, 2, 2], offsets [n, 2].
+    """Combine the geometric operations of each of n images into one inverse affine map.
 
-    Coordinates are normalized: the image goes from -1 to 1. In each round, a patch gets one operation, and the amounts
-    of all others are 0. So one formula serves all operations.
+    Return its matrices [n, 2, 2] and offsets [n, 2], for coordinates that go from -1 to 1 over the image. In each
+    round, an image gets one operation, and the amounts of all others are 0. So one formula serves all operations.
+
+    Args:
+        choices: [n, rounds] positions in `_NAMES`.
+        magnitudes: [n, rounds] magnitudes from -1 to 1.
     """
     rows = len(choices)
     matrix, offset = np.tile(np.eye(2), (rows, 1, 1)), np.zeros((rows, 2))
@@ -56,7 +61,8 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
         cos, sin = np.cos(turn), np.sin(turn)
         step[:, 0, 0], step[:, 0, 1], step[:, 1, 0], step[:, 1, 1] = cos, shear_x - sin, shear_y + sin, cos
         move[:, 0], move[:, 1] = 2 * move_x, 2 * move_y
-        # Multiply on the right. The map goes from output to source, so it undoes the last operation first.
+        # Multiply each new operation on the right: the map goes from the result to its source, so it applies the
+        # inverse of the last operation first.
         offset += np.einsum("nij,nj->ni", matrix, move)
         matrix = matrix @ step
     return matrix, offset
@@ -66,9 +72,9 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
 
 
 def _blend(image: Tensor, base: Tensor, amounts: Tensor) -> Tensor:
-    """Change contrast, brightness or sharpness, by mixing an image with a plain or blurred image `base`.
+    """Change contrast, color or sharpness: mix an image with `base`, its mean, its gray version or a blurred copy.
 
-    A positive magnitude moves the pixels away from `base`, a negative one toward it, as Pillow's `ImageEnhance` does.
+    A positive amount moves the pixels away from `base`, a negative one toward it, as Pillow's `ImageEnhance` does.
     """
     return base + (1 + 0.9 * factor(amounts)) * (image - base)
 
@@ -105,9 +111,12 @@ def _autocontrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
-    """Equalize the histogram of each band in 256 bins. The new value of a pixel is the share of darker pixels."""
+    """Equalize the histogram of each band in 256 bins. Bands with a single value stay unchanged.
+
+    The new value of a pixel is the number of darker pixels, divided by the number of pixels below the highest level.
+    """
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # Use Pillow's 256 bins: the tests compare the results with Pillow's.
+    # Use 256 bins as Pillow does, although values are floats: the tests compare the results with Pillow's.
     counts = count_levels(bins).float()
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))

@@ -1,4 +1,4 @@
-"""Turn loaded patches into normalized, augmented images (views): scale pixels, make random choices, apply them."""
+"""Turn loaded patches into views (normalized, augmented images): scale pixels, choose augmentations, apply them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class RawRows:
         labels: [n, G] choice ids for the G decisions of a patch; `IGNORED` if unknown.
         index: [n] positions in the list of patches of the stream.
         rows: [n] store rows, for messages.
-        draws: Random choices for each view of these rows.
+        draws: Random choices of the augmentation, for each view that the step uses.
     """
 
     arrays: dict[str, Tensor]
@@ -43,7 +43,7 @@ RawBatch = dict[Stream, RawRows]
 
 
 class PixelScaler(nn.Module):
-    """Scale stored band groups to images in [0, 1], at the size that the networks need, and center the values."""
+    """Turn the stored pixels of all band groups into images for networks: resize, scale to [0, 1], and center them."""
 
     low: Tensor
     width: Tensor
@@ -104,25 +104,28 @@ class PixelScaler(nn.Module):
         return ((image - self.low) / self.width).clamp_(0, 1)
 
     def _scaled(self, pixels: Tensor, group: str) -> Tensor:
-        """Scale the bands of one group to [0, 1], at their own resolution."""
+        """Scale the stored pixels of one band group to [0, 1], at their own resolution."""
         own = self.groups[group]
         return ((pixels.float() - self.low[:, own]) / self.width[:, own]).clamp_(0, 1)
 
     def _ordered(self, parts: list[Tensor]) -> Tensor:
-        """Join the band groups of images. Sort the bands as the networks expect them."""
+        """Join band groups of equal size to images with all bands, in the sequence that the networks expect."""
         image = torch.cat(parts, 1)
         return image if self.in_order else image[:, self.order]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Center values x in [0, 1]: return (x - 0.5) / 0.25 with `sigmas`, else (x - 0.5) / 0.5.
+        """Center values x in [0, 1] for the networks: (x - 0.5) / 0.25 for `sigmas`, and (x - 0.5) / 0.5 for `bytes`.
 
-        With `sigmas`, 0.25 is one standard deviation. So both scales give values of about unit size. With other
-        numbers, the result is (stored value - mean) / std.
+        For `sigmas`, 0.25 is one standard deviation, so both scales give values of about unit size. If a `scaling` was
+        given, the result is (stored value - mean) / std with its numbers.
         """
         return (image - self.center).div_(self.spread).contiguous(memory_format=self.memory_format)
 
     def rule(self) -> list[tuple[float, float, float, float]]:
-        """Return mean, std, low and high of each band: `forward` computes (clip(x, low, high) - mean) / std."""
+        """Return (mean, std, low, high) of each band, in units of the stored values.
+
+        With these numbers, `forward` computes (clip(x, low, high) - mean) / std of a stored value x.
+        """
         numbers = (self.low, self.width, self.center, self.spread)
         low, width, center, spread = (buffer.flatten().double() for buffer in numbers)
         rows = torch.stack([low + center * width, spread * width, low, low + width], 1)
@@ -138,7 +141,10 @@ class PixelScaler(nn.Module):
 
 
 def _unit_numbers(scaling: BandScaling) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return low, width, center and spread of each band. Center and spread are for values between 0 and 1."""
+    """Return the numbers of each band with which `PixelScaler` applies a scaling: low, width, center and spread.
+
+    A stored value v becomes x = (v - low) / width in [0, 1], and then (x - center) / spread = (v - mean) / std.
+    """
     low, high, mean, std = (
         np.array(values, np.float64) for values in (scaling.low, scaling.high, scaling.mean, scaling.std)
     )
@@ -152,27 +158,28 @@ def _unit_numbers(scaling: BandScaling) -> tuple[Floats, Floats, Floats, Floats]
 
 
 class ViewDrawer:
-    """Make the random choices of the augmentation of patches. This runs on the CPU, in the thread of the loader."""
+    """Choose at random how each patch is augmented. This runs on the CPU, in the loader's background thread."""
 
     def __init__(self, config: AugmentConfig, seed: int, size: int) -> None:
-        """Set the strength of the augmentation, the seed, and the size of the images.
+        """Set the kind and strength of the augmentation, the seed, and the size of the images.
 
         Args:
-            config: Strength of the augmentation.
+            config: Kind and strength of the augmentation.
             seed: Seed of the run.
             size: Side of the images in pixels.
         """
         self.config, self.seed, self.size = config, seed, size
 
     def __call__(self, views: Collection[View], epochs: Ints, rows: Ints) -> dict[View, Draw]:
-        """Make the random choices for each augmented copy (view) of some patches.
+        """Choose at random how to augment n patches, for each wanted view. Return the choices by view.
 
         Args:
-            views: Wanted views.
+            views: Wanted views (augmented copies, such as a weak and a strong one).
             epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
-        # Sort the views: a set of enum members has another sequence in each process.
+        # Sort the views, so that the result has the same sequence on all ranks: a set of enum members is iterated in
+        # another sequence in each process.
         return {view: self._draw(view, epochs, rows) for view in sorted(views, key=str)}
 
     def _draw(self, view: View, epochs: Ints, rows: Ints) -> Draw:
@@ -182,12 +189,15 @@ class ViewDrawer:
         return draw_view(numbers, self.size, self.config.padding, strong, cutout)
 
     def drop_metadata(self, metadata: Tensor, stream: Stream, epochs: Ints, rows: Ints) -> Tensor:
-        """Return a copy of the metadata without some places and dates. Each is hidden with the configured probability.
+        """Return the metadata [n, 4] of n patches with some places and dates, chosen at random, set to NaN.
+
+        NaN hides them from the networks. Place and date of a patch are each hidden with the probability
+        `metadata_dropout` of the recipe.
 
         Args:
             metadata: [n, 4] with the columns of `MetadataColumn`.
-            stream: Stream of the rows.
-            epochs: [n] epoch of each row.
+            stream: Source of the patches, labeled or unlabeled.
+            epochs: [n] epoch of each patch.
             rows: [n] store rows.
         """
         if self.config.metadata_dropout == 0:
@@ -200,26 +210,27 @@ class ViewDrawer:
 
 
 class ViewMaker(nn.Module):
-    """Turn loaded patches into a batch of normalized, augmented images on the device of the networks."""
+    """Turn loaded patches into a `Batch` of normalized, augmented images on the device of the networks."""
 
     def __init__(self, pixels: PixelScaler) -> None:
-        """Set the scaler of the pixels. All batches go to the device of this scaler.
+        """Set the module that scales pixels. All batches go to the device of this module.
 
         Args:
-            pixels: Scales stored pixels to network inputs.
+            pixels: Module that turns stored pixels into network inputs.
         """
         super().__init__()
         self.pixels = pixels
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
-        """Copy the loaded patches to the device, scale them, and augment them as the loader's random choices say."""
-        # Read the device from a buffer of the scaler: buffers move with a module, so batches go where the module went.
+        """Copy loaded patches to the device, scale them, and augment them as their random choices say."""
+        # Read the device from a buffer of the scaler: if the module is moved to another device, its buffers move with
+        # it, and so do the batches.
         device = self.pixels.low.device
         images: dict[View, Tensor] = {}
         for rows in raw.values():
             arrays = {name: array.to(device, non_blocking=True) for name, array in rows.arrays.items()}
-            with torch.autocast(device.type, enabled=False):  # bf16 has too few digits for coordinates of pixels
+            with torch.autocast(device.type, enabled=False):  # bf16 has too few digits for the coordinates of pixels
                 unit = self.pixels.unit(arrays)
                 for view, draw in draws_on(rows.draws, device).items():
                     images[view] = self.pixels.normalize(apply_view(unit, draw))
