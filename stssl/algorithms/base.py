@@ -174,7 +174,7 @@ class Algorithm(nn.Module):
     def waits(self, progress: Progress) -> bool:
         """Return True if the current step must learn from labels only, without the algorithm's loss terms.
 
-        `observe` still updates the state in such steps.
+        `observe` still updates the state in such steps. This base class always returns False.
         """
         return False
 

@@ -8,11 +8,11 @@ probability p of "present" with quantiles over the last rows of unlabeled probab
 
 The quantile at q of n ascending values is the value at index clamp(floor(n q), 0, n - 1). The losses are asymmetric
 (arXiv:2009.14119) or cross-entropy. The unlabeled loss is divided by the number of selected decisions. By default the
-averaged labeler makes the labels. State: a ring buffer with the last probabilities, and the cuts, which are the three
-quantiles above.
+network with averaged weights makes the labels. State: a ring buffer with the last probabilities, and the cuts, which
+are the three quantiles above.
 
-Differences from the public implementation: checkpoints keep the ring. The ring holds the rows of all ranks and takes
-batches of any size. Single-label data gives an error message. Nothing is sorted (see `ring`).
+Differences from the public implementation: checkpoints save the ring buffer. It stores the rows of all ranks and takes
+batches of any size. Single-label data gives an error message. Quantiles need no sorting (see `ring`).
 """
 
 from typing import Annotated, ClassVar, Literal

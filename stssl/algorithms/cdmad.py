@@ -7,8 +7,8 @@ the labeler's logits to make targets. At test time, each network subtracts its o
 
 The targets are p (soft) for the decisions that the cut-offs of FixMatch select. The blank image is all ones in
 normalized space. The network predicts it in evaluation mode (while training: in the mode of `model.labeler_mode`),
-without metadata and without the injection site. The first steps subtract no bias. State: the labeler's bias [decisions,
-choices], averaged over ranks.
+without metadata and without the layers that add metadata to the backbone. The first steps subtract no bias. State: the
+labeler's bias [decisions, choices], averaged over ranks.
 
 Difference from the public implementation: each network uses the bias of its own trained head. The public implementation
 uses a head that is never trained, and the teacher's bias for the student.
@@ -28,7 +28,7 @@ from stssl.base.labels import LabelSpace
 
 
 class CdmadConfig(CutoffConfig):
-    """Configure CDMAD.
+    """Define the settings of CDMAD: its cut-offs, its kind of pseudo-label, and when it subtracts the bias.
 
     Attributes:
         present_above: Multi-label: select "present" if the probability of "present" is at least this. If this or

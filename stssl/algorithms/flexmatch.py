@@ -58,7 +58,7 @@ class FlexMatch(Algorithm):
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Store the batch's confident pseudo-labels by patch, and update how many patches have each choice as last one.
+        """Store each patch's last confident pseudo-label, and count for each choice the patches that have it.
 
         The counts set the thresholds.
         """

@@ -1,6 +1,7 @@
 """Implement FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246).
 
-Thresholds follow the labeler. t is the running mean of its confidence. The running marginal scales t for each choice:
+Thresholds follow the labeler, the network that makes the pseudo-labels. t is the running mean of its confidence. The
+running marginal (the running mean of its predicted probabilities) scales t for each choice:
 
     threshold[choice] = t * marginal[choice] / max(marginal)
 

@@ -1,7 +1,8 @@
 """Implement mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780).
 
-Probabilities on the strong view should equal the averaged labeler's probabilities on the weak view. The loss is the
-squared error, averaged over choices, for all decisions. Its weight grows with the step t over the first T_r steps:
+The probabilities that a network predicts on the strong view should equal those that averaged weights predict on the
+weak view. The loss is the squared error, averaged over choices, for all decisions. Its weight grows with the step t
+over the first T_r steps:
 
     weight = exp(-5 (1 - t / T_r)^2)
 
@@ -41,7 +42,10 @@ class MeanTeacher(Algorithm):
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the probabilities from weak views. Its weight grows by step."""
+        """Return one loss term: predict on strong views the labeler's probabilities on weak views.
+
+        The weight of the term grows over the first steps.
+        """
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
         weight = torch.full_like(target[..., 0], math.exp(-5 * missing**2) if self.config.ramp_up else 1.0)

@@ -1,6 +1,7 @@
 """Implement SoftMatch (Chen et al., ICLR 2023, arXiv:2301.10921).
 
-Every pseudo-label counts. But the weight of a pseudo-label is lower if its confidence is below the running mean mu:
+Every pseudo-label counts, but its weight is lower if its confidence is below the running mean mu. A marginal is a
+distribution over choices: the running one is the mean prediction p, the target is the one that predictions should have.
 
     aligned = normalized(p * target marginal / running marginal)
     weight  = exp(-min(max(aligned) - mu, 0)^2 / (2 variance / n^2))
@@ -11,7 +12,7 @@ State: the running marginal [decisions, choices], which starts with that of the 
 [decisions, 1]. With `by_side`, mean and variance are [decisions, choices]. `target: predicted` adds a running mean of
 predictions on labeled weak views. All state is updated before use.
 
-Difference from the public implementation: this one also runs on several ranks.
+Difference from the public implementation: this implementation also runs on several ranks (training processes).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -37,7 +38,7 @@ from stssl.base.labels import LabelSpace
 
 
 class SoftMatchConfig(LabelConfig):
-    """Configure SoftMatch.
+    """Define the settings of SoftMatch: its weights of pseudo-labels and its distribution alignment.
 
     Attributes:
         ema_decay: Share of the old running values that a step keeps.

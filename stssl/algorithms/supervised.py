@@ -1,6 +1,6 @@
 """Train with labels only: the baseline without pseudo-labels.
 
-With `model.metadata: direct`, this is a baseline: its network reads the metadata of labeled patches.
+With `model.metadata: direct`, the network also reads the metadata (place and date) of patches, as a second baseline.
 """
 
 from typing import Literal

@@ -4,8 +4,10 @@ UDAL makes the same targets as FixMatch. But before each loss, it adds this to t
 
     log(q / target^a),    a = 1 - (1 - a_min) * (t / T)^k
 
-target^a is normalized over choices. In supervised losses, q is the target marginal. In unlabeled losses, q is the
-network's own running marginal. Multi-label: only the logit of "present" is shifted, as in the public implementation.
+The target is the marginal (the distribution over choices) that predictions should have; target^a is normalized over
+choices. In supervised losses, q is the target. In unlabeled losses, q is the network's own running marginal: the
+running mean of the probabilities that it predicts. Multi-label: only the logit of "present" is shifted, as in the
+public implementation.
 
 State: the labeler's marginal over weak views, and the student's marginal over strong views. Both start with the
 marginal of the first batch. `target: predicted` adds a running mean of predictions on labeled weak views. All state is

@@ -179,7 +179,7 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
     if not known.any():
         return Markup()
     lat, lon, values = lat[known], lon[known], values[known]
-    # Away from the equator, a degree of longitude is shorter than one of latitude, by the cosine of the latitude.
+    # Stretch the map from south to north: away from the equator, a degree of longitude is shorter than one of latitude.
     stretch = 1 / max(0.2, float(np.cos(np.deg2rad(lat.mean()))))
     middle = (lon.min() + lon.max()) / 2, (lat.min() + lat.max()) / 2
     half = 0.55 * max(float(np.ptp(lat)), float(np.ptp(lon)) / stretch, 0.5)

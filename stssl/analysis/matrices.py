@@ -68,7 +68,7 @@ def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: L
         own = _most_frequent(truth.sum(0))
         if not len(own):
             return Markup()
-        # Products are faster than a loop over pairs: of the patches with class i, count known, present, predicted j.
+        # Matrix products count the patches for all pairs of classes at once: loops over the pairs would be slow.
         base, there, made = (truth.T.astype(np.float32) @ one.astype(np.float32) for one in (known, truth, found))
         labeled, called = there / np.maximum(base, 1), made / np.maximum(base, 1)
         shares = called - labeled

@@ -32,7 +32,7 @@ _SHADE = Markup(" style='background: color-mix(in srgb, var(--series-0) {:.0f}%,
 def table(
     head: Sequence[str], rows: Sequence[Sequence[CellValue]], meanings: Mapping[str, str] | None = None
 ) -> Markup:
-    """Return an HTML table. A click on a column's name sorts the rows by this column: texts by letters, or by number.
+    """Return an HTML table. A click on a column's name sorts the rows by the letters or numbers in this column.
 
     Args:
         head: Names of the columns.

@@ -72,7 +72,7 @@ class ShiftEffect:
     """Hold the comparison of two networks of a study by their scores on the same patches of one split.
 
     Attributes:
-        claim: Claim that the comparison supports: `pseudo-labels`, `metadata at test` or `student`; empty if none.
+        claim: Claim that the comparison tests: `pseudo-labels`, `metadata at test` or `student`; empty if none.
         split: Name of the split.
         inside: True if test places lie among training places.
         part: Compared patches: `test`, or `unlabeled` for training patches whose labels the training did not use.
@@ -87,7 +87,7 @@ class ShiftEffect:
         low: Lower end of the 95 % interval of the difference; None with one seed or too few blocks.
         high: Upper end of this interval.
         p: Probability that chance alone gives a difference at least as large; None without an interval.
-        holm: `p` after Holm's correction for the number of comparisons that support claims; None for others.
+        holm: `p` after Holm's correction for the number of comparisons that test claims; None for others.
     """
 
     claim: str
@@ -238,7 +238,7 @@ class Contrast:
         change: Change of the metadata that the first network gets.
         other_change: Change of the metadata that the second network gets.
         part: Patches to compare on: `test` or `unlabeled`.
-        claim: Claim that the comparison supports; empty if none.
+        claim: Claim that the comparison tests, such as `student`; empty if none.
     """
 
     one: str
@@ -331,7 +331,7 @@ def _compared(
 def all_effects(study: FinishedStudy) -> list[ShiftEffect]:
     """Compare networks of a study with each other on each split, and return all comparisons.
 
-    The first comparisons support the three claims, and their p-values are corrected for their number (Holm). The others
+    The first comparisons test the three claims, and their p-values are corrected for their number (Holm). The others
     compare the teachers on test patches, and each network that sees metadata with itself under changed metadata.
     """
     contrasts = [
