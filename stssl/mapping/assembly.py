@@ -85,7 +85,7 @@ class MapAssembly:
             yield np.arange(left, min(left + width, axis.size), dtype=np.int64)
 
     def _write(self, rows: Ints, columns: Ints, down: range) -> None:
-        """Blend the probabilities of one rectangle of pixels, and write it into the map."""
+        """Blend the predictions of windows to a rectangle of pixels, and write this rectangle into the map."""
         grid = self.kept.plan.grid
         first, last = int(columns[0]), int(columns[-1]) + 1
         numbers = (down, grid.across.touching(first, last))

@@ -1,4 +1,4 @@
-"""Match the bands of files with those of a student by name."""
+"""Find the bands that a student needs in image files, by the names that files give to their bands."""
 
 import re
 from collections.abc import Collection

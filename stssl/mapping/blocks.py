@@ -50,12 +50,12 @@ class BlockPlan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return how many blocks the scene has down and across."""
+        """Return how many blocks (rectangles of windows) the scene has down and across."""
         return -(-self.grid.down.count // self.rows), -(-self.grid.across.count // self.columns)
 
     @property
     def count(self) -> int:
-        """Return how many blocks the scene has."""
+        """Return how many blocks (rectangles of windows) the scene has."""
         return self.shape[0] * self.shape[1]
 
     def block(self, number: int) -> SceneBlock:
@@ -80,7 +80,7 @@ def _cells(axis: WindowAxis, numbers: range) -> range:
 
 
 def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
-    """Lay windows over a scene, and divide them into blocks that fit into memory.
+    """Lay windows over a scene, and return them divided into blocks (rectangles of windows) that fit into memory.
 
     Args:
         scene: The scene.
@@ -100,7 +100,7 @@ def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
 
 
 def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowAxis:
-    """Lay windows along one axis of a scene.
+    """Lay windows along one axis of a scene, so that they begin where pixels of coarser layers begin, if possible.
 
     Args:
         size: Length of the scene in pixels.
@@ -212,7 +212,7 @@ class BlockPredictor:
         return tops, [layer.own_column(grid.across.start(number)) for number in block.across]
 
     def _size(self, layer: Layer) -> tuple[int, int]:
-        """Return the height and width of a window in pixels of a layer."""
+        """Return the height and width of a window, in pixels of a layer (bands of one pixel size)."""
         height, width = self.scene.window
         return max(1, round(height / layer.rows)), max(1, round(width / layer.columns))
 

@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
         self.eval()
 
     def forward(self, windows: Mapping[int, Tensor]) -> Tensor:
-        """Return the probabilities [n, C] of C classes for n windows.
+        """Return the students' mean probabilities [n, C] of C classes for n windows.
 
         Args:
             windows: Stored values [n, bands, height, width] of each layer, by the layer's number.

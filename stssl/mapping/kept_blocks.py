@@ -112,7 +112,7 @@ class KeptBlocks:
         return rest if hashlib.blake2b(rest, digest_size=DIGEST).digest() == digest else None
 
     def missing(self) -> list[int]:
-        """Return the numbers of all blocks of the map without a whole file: it is missing or damaged."""
+        """Return the numbers of the blocks that must be predicted: their files are missing or damaged."""
         return [number for number in range(self.plan.count) if self._read(number) is None]
 
     def block(self, number: int) -> BlockResult:

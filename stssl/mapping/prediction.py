@@ -99,6 +99,9 @@ def predict_scene(
         options: Distance of windows, kind of map, device and workers.
         progress: Called with the number of predicted windows and of all windows.
 
+    Returns:
+        Paths of the map and its picture, number of windows, and notes for the user.
+
     Raises:
         ConfigError: An option does not fit, a model cannot be used, or the output is another file.
         DataError: The scene cannot be used, or a model gives numbers that are not finite.

@@ -83,7 +83,7 @@ class _Finder:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Return the search dimensions of one recipe key.
+        """Return the search dimensions of one recipe key: its allowed values, with the conditions for each set of them.
 
         Several kinds of a section, such as several algorithms, may have the key. If their domains differ, each kind
         gets its own dimension. Otherwise, they share one.

@@ -106,5 +106,5 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder if it exists, else the nearest folder above it that exists."""
+    """Return a folder if it exists, else the nearest folder above it that exists: it lies on the same disk."""
     return next(path for path in (folder, *folder.parents) if path.exists())

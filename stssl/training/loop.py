@@ -62,7 +62,7 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
 
     Raises:
         RunError: Gradients were not finite in more steps than the recipe allows.
-        StoppedError: A signal to a rank asked the run to end before its last step. It has written a checkpoint.
+        StoppedError: A signal to a rank asked the run to end before its last step. The checkpoint is already written.
     """
     schedule, progress = train_state.recipe.schedule, train_state.progress
     meter = Meter(train_state)

@@ -63,7 +63,7 @@ class Notices:
     """
 
     def __init__(self, stop: StopRequest, outside: Outside, timeout_s: int) -> None:
-        """Connect the ranks. All ranks call this together.
+        """Connect the ranks (training processes), so that they can exchange requests. All ranks call this together.
 
         Args:
             stop: Recorder of signals to this process.
@@ -122,7 +122,7 @@ class Notices:
             dist.barrier(group=self._group)
 
     def close(self) -> None:
-        """Disconnect the ranks. All ranks call this together, after their last step."""
+        """End the connection of the ranks (training processes). All ranks call this together, after their last step."""
         self._received()
         if self._group is not None:
             dist.destroy_process_group(self._group)

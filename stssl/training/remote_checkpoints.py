@@ -148,9 +148,9 @@ class RemoteCheckpoints:
         self._mark = found[1]
 
     def _fetched(self, name: str) -> bool:
-        """Fetch one checkpoint if it is committed, else remove the local file. Return True if the file is now right.
+        """Fetch one checkpoint if the run has committed it, else remove its local file. Return True if this worked.
 
-        Return False if the object store does not have the committed content. A missing `previous` counts as right.
+        Return False if the object store does not have the committed content, unless the checkpoint is `previous`.
         """
         digest, path = self._committed.get(name), self._local(name)
         if digest is None:

@@ -48,7 +48,7 @@ class RunEnd(TypedDict):
 
 
 class DoneFile(RunFile):
-    """List the keys of `done.json`, which says how a run ended."""
+    """List the keys of `done.json`, which says how a run ended: number of steps, best score, and step of that score."""
 
     steps: Count = 0
     best: Score = None
