@@ -196,13 +196,14 @@ class ComputeConfig(Config):
             devices have instructions for it (AVX-512 bf16, AMX, GPU), else fp32; a resumed run keeps its first choice.
             On CPUs, networks with depthwise convolutions, such as EfficientNet, are slower in bf16.
         threads: Number of CPU threads of each process; None keeps PyTorch's default.
-        compile: True to compile the networks' blocks with torch.compile.
+        compile: True to compile the networks' blocks with torch.compile. `reduce-overhead` also records their work on a
+            GPU as CUDA graphs: the CPU then starts fewer kernels, and the GPU needs more memory.
         nonfinite_steps: Number of steps that may be skipped because a gradient is not finite. More of them end the run.
     """
 
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     threads: Threads | None = None
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead"] = False
     nonfinite_steps: Annotated[int, Field(ge=0)] = 10
 
 

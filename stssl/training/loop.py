@@ -19,7 +19,7 @@ from stssl.base.errors import RunError, StoppedError
 from stssl.training.notices import Notices, Outside
 from stssl.training.optim import clip_gradients, set_learning_rates
 from stssl.training.run_files import NONFINITE_FILE, RunEnd
-from stssl.training.runtime import StopRequest, peak_memory
+from stssl.training.runtime import StopRequest, begin_graph_step, peak_memory
 from stssl.training.state import TrainState
 
 Logs = dict[str, Tensor]
@@ -111,6 +111,8 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
     set_learning_rates(train_state.optimizer, step, recipe.schedule, recipe.optimizer.lr)
     train_state.optimizer.zero_grad(set_to_none=True)
+    if recipe.compute.compile == "reduce-overhead":
+        begin_graph_step()
     train_state.statistics.save()
     logs = backward(train_state, raw)
     norms = clip_gradients(train_state.task.step.networks.items(), recipe.optimizer.clip)

@@ -188,10 +188,14 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
-def compile_blocks(backbone: nn.Module) -> None:
+def compile_blocks(backbone: nn.Module, graphs: bool = False) -> None:
     """Replace the `forward` of each block of a backbone by one that torch.compile compiles at its first call.
 
     The modules stay the same, so the names of weights stay the same, too. Hooks of modules are not compiled.
+
+    Args:
+        backbone: Network whose blocks to compile.
+        graphs: True to record the GPU work of each block as CUDA graphs. Then call `begin_graph_step` before each step.
     """
     # Raise torch's limit of compiled variants, because it counts those of all blocks, networks and modes together.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
@@ -200,17 +204,30 @@ def compile_blocks(backbone: nn.Module) -> None:
     device = next(backbone.parameters()).device
     free = memory_format(backbone, device) == torch.channels_last
     for block in stages(backbone):
-        block.forward = with_fallback(block.forward, free)
+        block.forward = with_fallback(block.forward, free, graphs)
 
 
-def with_fallback(function: Callable[P, T], free: bool = True) -> Callable[P, T]:
+def begin_graph_step() -> None:
+    """Tell torch that a new training step begins, so that CUDA graphs may reuse the memory of the last step's results.
+
+    Without this mark, torch may keep that memory, or overwrite a result of this step that is still needed.
+    """
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch gives no types here
+
+
+def with_fallback(function: Callable[P, T], free: bool = True, graphs: bool = False) -> Callable[P, T]:
     """Return a function that torch.compile compiles. If compiling fails, it logs one warning and runs uncompiled.
 
     Args:
         function: Function to compile.
         free: True if the compiler may choose the memory layout of images.
+        graphs: True to record GPU work as CUDA graphs. It changes nothing on a CPU.
     """
-    compiled = torch.compile(function, dynamic=False, options=None if free else {"layout_optimization": False})
+    # torch's mode "reduce-overhead" is this option. torch.compile takes either a mode or options.
+    options: dict[str, str | int | bool | Callable[..., object]] = {"triton.cudagraphs": True} if graphs else {}
+    if not free:
+        options["layout_optimization"] = False
+    compiled = torch.compile(function, dynamic=False, options=options or None)
     chosen: list[Callable[P, T]] = [compiled]
 
     def call(*arguments: P.args, **named: P.kwargs) -> T:

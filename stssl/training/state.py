@@ -115,7 +115,7 @@ class TrainState:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return a context in which networks compute in the run's number format."""
-        return computing_in(self.precision, self.task.device, self.recipe.compute.compile)
+        return computing_in(self.precision, self.task.device, bool(self.recipe.compute.compile))
 
     def synchronized(self, last: bool) -> AbstractContextManager[None]:
         """Return a context in which ranks sum their gradients only if this is the last micro-batch of a step."""
@@ -268,7 +268,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
     task = TASKS[type(recipe)](folder.recipe_to_build(recipe) if recorded is not None else recipe, device, recorded)
     if recipe.compute.compile:
         for backbone in task.step.backbones():
-            compile_blocks(backbone)
+            compile_blocks(backbone, graphs=recipe.compute.compile == "reduce-overhead")
     return TrainState(
         recipe=recipe,
         folder=folder,
