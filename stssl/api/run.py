@@ -135,7 +135,7 @@ class Run:
         }
 
     def groups(self, part: str = "test", metadata: str = "true") -> list[dict[str, object]]:
-        """Read the scores of groups that `stssl.evaluate(run, by=...)` wrote.
+        """Read the scores of groups of patches (such as each country) that `stssl.evaluate(run, by=...)` wrote.
 
         Args:
             part: `train`, `validation` or `test`.

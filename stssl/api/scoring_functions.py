@@ -76,7 +76,9 @@ def compare(
     draws: int = 1000,
     degrees: float = 1.0,
 ) -> "list[Difference]":
-    """Compare recipes by their evaluated runs, paired over seeds and over test blocks.
+    """Compare recipes by the scores of their evaluated runs, with intervals and p-values.
+
+    Runs of two recipes with the same seed form a pair, and are compared on the same blocks of nearby patches.
 
     Args:
         runs: Runs or their folders, of one or several recipes. Runs of one recipe differ only in seeds.

@@ -45,7 +45,7 @@ def export(
 ) -> Path | str:
     """Write a run's student (its trained network) in a format of other programs, with a model card.
 
-    Before, compare the new files with the student. If their results differ, write nothing.
+    First compare the results of the new file with those of the student. If they differ, write nothing.
 
     Args:
         run: A run, its folder, or its weights file; a path or URL.

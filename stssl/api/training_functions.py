@@ -1,4 +1,4 @@
-"""Load recipes, train and pretrain by them, search their best values, study their metadata, and plan their cost."""
+"""Load recipes, train and pretrain by them, search their best values, study the use of metadata, and plan costs."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

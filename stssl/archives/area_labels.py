@@ -40,7 +40,7 @@ _GEOPACKAGE = b"SQLite format 3\0"
 
 
 class AreaLabels(Protocol):
-    """Define the methods that a map of classes (polygons or a raster) must have. They measure the classes of a patch.
+    """Define the methods that a map of classes (polygons or a raster) must have: they measure classes in patches.
 
     Attributes:
         classes: Names of the classes.
@@ -111,7 +111,7 @@ class PolygonLabels:
     """Measure which share of a patch each class covers, from polygons. An overlap of two polygons counts once."""
 
     def __init__(self, path: Path, attribute: str | None) -> None:
-        """Read polygons.
+        """Read the polygons in a file, and the names of their classes.
 
         Args:
             path: GeoJSON or GeoPackage.
@@ -214,7 +214,7 @@ def _shapely() -> Any:
 
 
 def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], Any, NDArray[np.object_], str]:
-    """Read a file of polygons: return its description, the shapes, their class values, and the attribute of these."""
+    """Read a file of polygons. Return its description, the shapes, their class values, and the attribute's name."""
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -359,7 +359,11 @@ class RasterLabels:
 
 
 def _parsed(names: str) -> dict[int, str]:
-    """Parse a text such as `1=forest,2=water`. Return the class name of each index."""
+    """Parse a text such as `1=forest,2=water`. Return the class names by index.
+
+    Raises:
+        ConfigError: The text has another form, or names an index twice.
+    """
     found: dict[int, str] = {}
     for word in names.split(","):
         match = re.fullmatch(r"\s*(-?\d+)\s*=\s*(.*\S)\s*", word)

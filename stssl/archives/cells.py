@@ -53,7 +53,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """Return for each row of a table the first row that names the same image file.
+    """Return for each row of a table the number of the first row (from 0) that names the same image file.
 
     A file may have many names, such as `b`, `a/../b`, `./b` or a link.
 

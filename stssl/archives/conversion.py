@@ -133,7 +133,7 @@ def convert_archive(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """Read the error report of a conversion. Return by name of the error a text: the first such patch and its message.
+    """Read the error report of a conversion. Return for each error name the first patch with its message, as a text.
 
     Return an empty dict if the report was removed.
     """

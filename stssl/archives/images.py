@@ -335,7 +335,7 @@ def _premultiplied(data: bytes) -> bool:
 def fill_unmeasured(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Fill pixels that are not measured with the mean of the measured ones in their band. Resample first if asked.
+    """Fill pixels that are not measured with the mean of the measured ones in their band. Resample to `size` before.
 
     Args:
         values: [bands, H, W] pixels.

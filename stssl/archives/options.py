@@ -82,7 +82,7 @@ def takes_several(name: str) -> bool:
 
 
 def _further(name: str) -> str:
-    """Return the name of a format's parameter `*...`, which takes further paths; empty if it takes one path."""
+    """Return the name of the parameter for further paths of a format, such as `*others`; empty if there is none."""
     parameters = inspect.signature(ARCHIVES[name]).parameters.values()
     return next((one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL), "")
 

@@ -171,9 +171,9 @@ def describe_file(path: Path) -> tuple[SceneBand, ...]:
 
 
 def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
-    """Name the bands of a file by its descriptions. If they do not tell the bands apart, take other names.
+    """Return names for the bands `kept` of a file: their descriptions in the file, if each band has one of its own.
 
-    Three 8-bit bands are red, green and blue (B04, B03, B02). Other bands get numbers.
+    Otherwise, three 8-bit bands are taken for red, green and blue (B04, B03, B02), and other bands get numbers.
     """
     described = [canonical_band(file.descriptions[index - 1] or "") for index in kept]
     if all(described) and len(set(described)) == len(described):

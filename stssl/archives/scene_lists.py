@@ -17,7 +17,7 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[0
 
 @dataclass(frozen=True)
 class BandChoice:
-    """Hold the user's choice of bands of scenes: how they are called, and which of them become patches.
+    """Hold the user's options for the bands of scenes: how they are called, and which of them patches get.
 
     Attributes:
         names: Names of the bands in their sequence; None takes those of the files.

@@ -184,7 +184,7 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the user's splits fit the archive: patches of each part, names without a patch, and so on.
+    """Describe how well the user's splits fit the archive: patches of each part, unknown names, patches in no part.
 
     Args:
         names: Names of all N patches.

@@ -46,7 +46,7 @@ def synthesize_archive(
     placeless: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Write a synthetic archive: made-up patches. If the folder has a complete one of these arguments, change nothing.
+    """Write a synthetic (made-up) archive. If the folder has a complete one from the same arguments, change nothing.
 
     Args:
         out: Folder to write. It gets `BigEarthNet-v1.0/` with the patches, the lists train.csv, val.csv and test.csv, a
@@ -98,7 +98,7 @@ def synthesize_archive(
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
-    """Return True if a folder has a complete archive of the arguments in `record`. Make the folder if it is missing.
+    """Return True if a folder has a complete archive from the arguments in `record`. Make the folder if it is missing.
 
     Raises:
         DataError: The folder has other files or an archive of other arguments, or cannot be made.
@@ -129,7 +129,8 @@ def patch_names(world: World) -> list[str]:
     names: dict[str, None] = {}
     for second, column, row in zip(when, columns, rows, strict=True):
         satellite, taken = "AB"[second.timetuple().tm_yday // 5 % 2], row
-        # Places in two tiles may have the same column and row. A tile's rows end at 83, so higher numbers are free.
+        # Places in two tiles may have the same column and row. A tile's rows end at 83, so a higher number gives a name
+        # that no real row has.
         while (name := f"S2{satellite}_MSIL2A_{second:%Y%m%dT%H%M%S}_{column}_{taken}") in names:
             taken += 84
         names[name] = None
@@ -225,7 +226,7 @@ def _template(size: int, epsg: int, gsd: float) -> _Template:
 
 
 def tiff(pixels: NDArray[np.uint16], epsg: int, ulx: float, uly: float, gsd: float) -> bytes:
-    """Encode a GeoTIFF of one band in uncompressed strips, like the files of BigEarthNet.
+    """Return the bytes of a GeoTIFF of one band in uncompressed strips, like the files of BigEarthNet.
 
     Args:
         pixels: [H, W] values.

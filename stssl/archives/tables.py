@@ -206,7 +206,7 @@ class TableColumns:
     doubled: dict[str, tuple[str, ...]]
 
     def words(self) -> tuple[str, ...]:
-        """Return lines for the user that list a table's used columns, unused columns, and columns of one meaning."""
+        """Return lines for the user that list a table's used columns, unused columns, and columns of equal meaning."""
         used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
         lines = [f"columns used: {used}"]
         if self.unused:

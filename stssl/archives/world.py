@@ -141,10 +141,13 @@ def generate(patches: int, seed: int, confounded: bool = True, placeless: bool =
     Args:
         patches: Number of patches.
         seed: Seed of all random choices.
-        confounded: True to see each country mostly in a season of its own. Dates then seem to tell land cover, and
-            mislead in other seasons. False makes dates and places independent.
-        placeless: True to draw the classes of each patch by chance alone, whatever its place and date. No patch has
+        confounded: True to take the images of each country mostly in a season of its own. Dates then seem to tell land
+            cover, and mislead in other seasons. False makes dates and places independent.
+        placeless: True to choose the classes of each patch by chance alone, whatever its place and date. No patch has
             snow or clouds. Places and dates are the same as without it.
+
+    Returns:
+        Places, dates and classes, one entry for each patch.
     """
     rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
@@ -242,7 +245,7 @@ def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDAr
 
 
 def _with_labels(world: World, rng: np.random.Generator) -> World:
-    """Return a copy with random land-cover classes. Near places, and places of one country, get similar classes."""
+    """Return a copy of `world` with random classes. Near places, and places of one country, get similar classes."""
     _, first, inverse = np.unique(world.place, return_index=True, return_inverse=True)
     places = world.take(first)
     lat, lon = places.degrees()
@@ -261,7 +264,7 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
 
 
 def _with_chance_labels(world: World, rng: np.random.Generator) -> World:
-    """Return a copy with classes that are chosen for each patch by chance alone, and without snow and clouds.
+    """Return a copy of `world` with classes that are chosen for each patch by chance alone, and no snow and clouds.
 
     So place and date tell nothing about the classes.
     """

@@ -371,7 +371,7 @@ async def _follow(
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Return a context that turns errors of a connection to a Ray cluster into messages with advice."""
+    """Return a context that turns errors of a connection to a Ray cluster into `RunError` with advice."""
     import requests
     from ray.exceptions import AuthenticationError
 

@@ -48,11 +48,11 @@ class PairSource:
     Attributes:
         reader: Reader of pixels.
         rows: [size] store rows of the training patches.
-        metadata: [store rows, 4] places and dates of all patches.
+        metadata: [store rows, 4] places and dates of all patches in the store.
         sampler: Sampler that orders the positions in `rows`, 0..size-1.
         positives: Finder of partners; None makes each patch its own partner.
         views: Strength of the views.
-        bands: Number of bands.
+        bands: Number of bands that are read.
     """
 
     reader: PatchReader

@@ -14,7 +14,7 @@ class Positives:
     """Find partners of patches, given by store rows: patches that show the same place at another time."""
 
     def __init__(self, rows: Ints, places: NDArray[np.integer]) -> None:
-        """Group store rows by place.
+        """Group store rows by place, to find partners fast.
 
         Args:
             rows: [n] store rows that get partners, and among which partners are found.
@@ -51,7 +51,7 @@ class Positives:
         others = self._count[rows] - 1
         numbers = uniforms((seed, RandomStream.PARTNER, epochs, rows), 1)[:, 0]
         pick = np.minimum((numbers * others).astype(np.int64), np.maximum(others - 1, 0))
-        pick += pick >= self._own[rows]  # skip the row itself, since `numbers` only count the others of its place
+        pick += pick >= self._own[rows]  # step over the row itself, since `pick` counts only the others of its place
         chosen = self._start[rows] + np.where(others > 0, pick, 0)
         return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
 

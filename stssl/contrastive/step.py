@@ -73,7 +73,7 @@ class PretrainEncoder(nn.Module):
 
 
 class GeoHead(nn.Module):
-    """Predict an image's place, or the cluster of its place, from the image's vector, and compute the loss of this."""
+    """Predict an image's place, or the cluster of its place, from the image's vector, and compute the loss."""
 
     centers: Tensor
 
@@ -118,7 +118,7 @@ class GeoHead(nn.Module):
 
 
 class ContrastiveStep(TrainingStep):
-    """Compute the loss of one pretraining step, and hold the trained parts: encoders, queue and geographic head."""
+    """Compute the loss of a pretraining step. Hold both encoders, the queue of keys and the geographic head."""
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
         """Create the queue and the geographic head, and copy the query encoder as the momentum encoder.
@@ -198,9 +198,9 @@ class ContrastiveStep(TrainingStep):
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
         """Update the momentum encoder, and compute this rank's keys with it: unit vectors [n, projection].
 
-        If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise, the batch statistics that a
-        rank's queries and keys share would tell which key belongs to a query, and the network would not need to look at
-        the image (He et al., section 3.3).
+        If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise, a rank's queries and
+        their keys would be normalized with similar statistics. These would tell which key belongs to a query, and the
+        network would not need to look at the image (He et al., section 3.3).
         """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:
