@@ -12,10 +12,10 @@ SEGMENTED = ("resnet50", "resnet101")
 
 
 def model_card(facts: Exported, *, has_item: bool) -> str:
-    """Return the text of a model card.
+    """Return the Markdown text of a model card for an exported student.
 
     Args:
-        facts: Facts of the export.
+        facts: What the card states about the student and its files.
         has_item: True if a STAC item lies beside the card.
     """
     return "\n".join(
@@ -209,6 +209,6 @@ def _number(value: Score | float) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape a text for a Markdown table, so that it can neither end a cell nor start markup."""
+    """Return a text escaped for a cell of a Markdown table, so that it can neither end the cell nor start HTML."""
     plain = "".join(sign if sign.isprintable() else " " for sign in text)
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

@@ -18,7 +18,7 @@ SCORED_PARTS = ("validation", "test")
 
 @dataclass(frozen=True)
 class Exported:
-    """Hold the facts of one export.
+    """Hold what a model card and a STAC item state about an exported student and its files.
 
     Attributes:
         name: Name of the model.
@@ -26,7 +26,8 @@ class Exported:
         digest: SHA-256 of the weights file that was exported.
         files: SHA-256 of each written model file, by file name.
         difference: Largest difference between the logits of a file and of the student, by file name.
-        scores: Scores of the student by part of the split, as far as it was evaluated.
+        scores: Scores of the student on the validation and test patches, as far as it was evaluated; by `validation`
+            and `test`.
         license: License of the weights (SPDX); None if nobody chose one.
     """
 
@@ -40,7 +41,9 @@ class Exported:
 
 
 def read_scores(run: Path) -> dict[str, NetworkScores]:
-    """Read the scores of a run's student on the validation and the test part, as far as they exist.
+    """Return the scores of a run's best student on the validation and test patches, by `validation` and `test`.
+
+    Leave out a part on which the student was not evaluated.
 
     Raises:
         RunError: A file of scores is damaged.
@@ -56,7 +59,10 @@ def read_scores(run: Path) -> dict[str, NetworkScores]:
 
 
 def model_name(name: str) -> str:
-    """Turn a run's name into a name that STAC allows: letters, digits, dots, dashes, and a letter first."""
+    """Turn a run's name into a name that STAC allows for models.
+
+    It begins with a letter, and otherwise has only letters, digits, dots, dashes and underscores.
+    """
     plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-_.")
     return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", plain) else f"model-{plain or 'student'}"
 
@@ -93,9 +99,9 @@ def config_of(facts: Exported) -> JsonObject:
 
 
 def read_config(path: Path) -> JsonObject | None:
-    """Read the `config.json` of an earlier export.
+    """Return the contents of the `config.json` of an earlier export.
 
-    Return None if the file is missing or was not written by an export.
+    Return None if the file cannot be read or was not written by an export.
     """
     try:
         tree = json.loads(path.read_text())
@@ -106,7 +112,7 @@ def read_config(path: Path) -> JsonObject | None:
 
 
 def check_license(given: str | None) -> str | None:
-    """Check that a license looks like an SPDX identifier, such as `CC-BY-4.0`.
+    """Check that a license looks like an SPDX identifier, such as `CC-BY-4.0`, and return it. Return None for None.
 
     Raises:
         ConfigError: The text does not look like one.

@@ -1,4 +1,7 @@
-"""Write a student as one graph (pt2 or ONNX), with scaling and corrections inside, and compare the file with it."""
+"""Write a student as one graph file (pt2 or ONNX) that also scales its input, and compare file and student.
+
+If the student corrects its logits (CDMAD), the graph does so too.
+"""
 
 import importlib.util
 import io
@@ -27,10 +30,10 @@ GraphFormat = Literal["pt2", "onnx"]
 
 
 class ImageGraph(nn.Module):
-    """Turn stored values [n, bands, side, side] into logits [n, C], with operators that export formats know."""
+    """Compute a student's logits [n, C] of stored values [n, bands, side, side] by operators of pt2 and ONNX."""
 
     def __init__(self, student: Student, side: int) -> None:
-        """Store the student, and the matrix that resizes images of a fixed size.
+        """Store the student, and compute the matrix that resizes images of a fixed size for it.
 
         Args:
             student: Student with its weights.
@@ -47,7 +50,7 @@ class ImageGraph(nn.Module):
         return self.predicted(images, None)
 
     def predicted(self, images: Tensor, metadata: Tensor | None) -> Tensor:
-        """Compute logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
+        """Compute the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4] or None."""
         values = self.student.rescaled(images) if self.resize == "corners" else images
         values = self._resized(values)
         values = values if self.resize == "corners" else self.student.rescaled(values)
@@ -56,12 +59,12 @@ class ImageGraph(nn.Module):
     def _resized(self, images: Tensor) -> Tensor:
         if self.matrix is None:
             return resize_images(images, self.size, self.resize)
-        # Multiply by matrices: ONNX does not know the interpolation with an antialiasing filter.
+        # Resize by matrices, because ONNX has no interpolation with an antialiasing filter.
         return self.matrix @ images @ self.matrix.T
 
 
 class MetadataGraph(ImageGraph):
-    """Turn stored values and metadata [n, 4] into logits, for students that see place and date."""
+    """Compute the logits of a student that sees place and date, from stored values and metadata [n, 4]."""
 
     def forward(self, images: Tensor, metadata: Tensor) -> Tensor:  # type: ignore[override]  # another signature
         """Compute the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
@@ -69,7 +72,9 @@ class MetadataGraph(ImageGraph):
 
 
 def resize_matrix(side: int, size: int, how: Resize) -> Tensor | None:
-    """Return the matrix [size, side] that resamples a row of pixels. Return None if no matrix does it.
+    """Return the matrix [size, side] that resamples a row of pixels to another number of pixels.
+
+    Return None if the numbers are equal, or if no matrix can resample in this way.
 
     Args:
         side: Number of pixels of a row.
@@ -83,13 +88,15 @@ def resize_matrix(side: int, size: int, how: Resize) -> Tensor | None:
 
 
 def graph_of(student: Student) -> ImageGraph:
-    """Make the graph of a student, for images of the stored size."""
+    """Return a module that computes a student's logits and can be exported, for images of the stored patches' size."""
     side = student.description.image.side
     return (MetadataGraph if student.needs_metadata else ImageGraph)(student, side).eval()
 
 
 def graph_file(student: Student, kind: GraphFormat, samples: Samples) -> tuple[bytes, float]:
-    """Make the contents of a file with a student as one graph, load them again, and compare them with the student.
+    """Return the contents of a file with a student as one graph, after a comparison with the student.
+
+    For the comparison, load the contents again and compute logits of sample patches with them.
 
     Args:
         student: Student, on the CPU.
@@ -113,7 +120,7 @@ def graph_file(student: Student, kind: GraphFormat, samples: Samples) -> tuple[b
     with torch.no_grad():
         expected = student(as_tensor(samples.images), *inputs[1:]).numpy()
     worst = 0.0
-    for count in (len(images), 1):  # a batch of one shows if the number of images is fixed in the file
+    for count in (len(images), 1):  # also try a batch of one: a file with a fixed number of images fails for it
         found = logits_of(kind, content, tuple(value[:count] for value in inputs))
         worst = max(worst, float(np.abs(found - expected[:count]).max(initial=0)))
     if not worst <= TOLERANCE:
@@ -126,8 +133,8 @@ def graph_file(student: Student, kind: GraphFormat, samples: Samples) -> tuple[b
 
 def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     graph = graph_of(student)
-    # Export with two images: torch.export would take a batch of one as a fixed size. Use zeros: the file stores
-    # these images, and it may be published.
+    # Export with two images: torch.export would take a batch of one as a fixed size. Use zeros in place of patches: the
+    # file stores these images, and it may be published.
     examples = tuple(torch.zeros(2, *value.shape[1:]) for value in inputs)
     batch = torch.export.Dim("n", min=1)
     shapes = {name: {0: batch} for name, _ in zip(INPUTS, inputs, strict=False)}
@@ -140,7 +147,8 @@ def _traced(student: Student, inputs: tuple[Tensor, ...]) -> torch.export.Export
             "Nothing was written."
         ) from None
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names folders of this machine, and the file may be published
+        # Remove the stack trace: it names folders of this machine, and the file may be published.
+        node.meta.pop("stack_trace", None)
     return program
 
 
@@ -183,12 +191,12 @@ def _onnx(program: torch.export.ExportedProgram, backbone: str) -> bytes:
 
 
 def logits_of(kind: GraphFormat, content: bytes, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    """Load the contents of a file and compute logits with it.
+    """Load a model file from its bytes, and return the logits [n, C] that it computes.
 
     Args:
         kind: Format of the file.
         content: Bytes of the file.
-        inputs: Images, and metadata if the file takes it.
+        inputs: Images [n, bands, side, side] of stored values, and metadata [n, 4] if the file takes it.
     """
     if kind == "pt2":
         module = torch.export.load(io.BytesIO(content)).module()

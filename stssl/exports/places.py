@@ -11,13 +11,13 @@ STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)
 
 
 def places_svg(places: NDArray[np.float32]) -> str:
-    """Draw places as points.
+    """Draw the places of training patches as points on a map.
 
     Args:
         places: [n, 2] latitude and longitude in degrees. For an empty array, the map says that no place is known.
 
     Returns:
-        Text of an SVG file. It loads nothing else.
+        Text of an SVG file that needs no other files.
     """
     if not len(places):
         return _svg(160.0, ['<text x="20" y="80">The training patches have no places.</text>'])
@@ -25,7 +25,8 @@ def places_svg(places: NDArray[np.float32]) -> str:
     north, east = (float(value) for value in places.max(0))
     pad = max(0.05, 0.05 * max(north - south, east - west))
     south, north, west, east = max(-90, south - pad), min(90, north + pad), west - pad, east + pad
-    # Degrees of longitude are shorter than those of latitude: shrink them as in the middle of the map.
+    # A degree of longitude is shorter on the ground than one of latitude. So shrink it, by the factor that is right in
+    # the middle of the map.
     shrink = max(0.1, math.cos(math.radians((south + north) / 2)))
     scale = min((WIDTH - 2 * MARGIN) / ((east - west) * shrink), 900 / (north - south))
     height = (north - south) * scale + 2 * MARGIN

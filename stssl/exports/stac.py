@@ -22,9 +22,9 @@ def stac_item(facts: Exported, written: datetime, parameters: int) -> JsonObject
     """Return a STAC item about an exported student.
 
     Args:
-        facts: Facts of the export.
+        facts: What the item states about the student and its files.
         written: Time of the export. It dates the item if the training patches have no dates.
-        parameters: Number of weights.
+        parameters: Number of weights of the student's network.
     """
     told = facts.description
     box = told.training.box
@@ -42,7 +42,7 @@ def stac_item(facts: Exported, written: datetime, parameters: int) -> JsonObject
 
 
 def _ring(box: Box) -> list[JsonValue]:
-    # Patches of one place make a box without an area, which is no valid polygon: widen it by some 10 m.
+    # If all patches lie at one place, the box has no area and would be no valid polygon: widen it by some 10 m.
     east, north = max(box.east, box.west + 1e-4), max(box.north, box.south + 1e-4)
     corners = [(box.west, box.south), (east, box.south), (east, north), (box.west, north), (box.west, box.south)]
     return [[lon, lat] for lon, lat in corners]
@@ -71,7 +71,12 @@ def _properties(facts: Exported, written: datetime, parameters: int) -> JsonObje
 
 
 def _dates(months: tuple[str, ...], written: datetime) -> JsonObject:
-    """Return the dates of the STAC item: the period of the training patches, or the export's time if it is unknown."""
+    """Return the dates of the STAC item: the period of the training patches, or else the time of the export.
+
+    Args:
+        months: Sorted months of the training patches, such as `2017-06`; empty if no patch has a date.
+        written: Time of the export.
+    """
     if not months:
         return {"datetime": _instant(written)}
     year, month = (int(part) for part in months[-1].split("-"))

@@ -23,7 +23,7 @@ def torchvision_weights(
     Args:
         description: Description of the student or encoder.
         weights: Tensors by name, as in its file.
-        bands: Three of its bands, in the sequence of the images' channels; None takes all.
+        bands: Names of three of its bands, in the sequence that the new images will have; None takes all bands.
 
     Raises:
         ConfigError: The network is no ResNet of torchvision, or the bands do not fit.
@@ -59,7 +59,7 @@ def _other_layers(description: ModelDescription) -> str:
 
 
 def torchvision_resnet(name: str, given: str) -> nn.Module:
-    """Build torchvision's network of a name, without weights in memory.
+    """Build torchvision's ResNet with a name, on the device `meta`, so that its weights take no memory.
 
     Args:
         name: Name in torchvision, such as `resnet50`.
@@ -82,7 +82,7 @@ def torchvision_resnet(name: str, given: str) -> nn.Module:
 
 
 def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> list[int]:
-    """Return the indexes of three bands among the channels of the images.
+    """Return at which channels of the images the three chosen bands are, as a list of three indexes.
 
     Args:
         description: Description of the student or encoder.
@@ -105,9 +105,15 @@ def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> 
 
 
 def _compare(description: ModelDescription, network: nn.Module, body: dict[str, Tensor], bands: int) -> None:
-    """Check that timm's and torchvision's network compute equal features from the weights `body`.
+    """Raise an error if timm's and torchvision's network compute different features with the weights `body`.
 
-    Options such as `act_layer` can change the features without a change of the weights.
+    Options of timm such as `act_layer` can change the features without a change of the weights.
+
+    Args:
+        description: Description of timm's network.
+        network: torchvision's network.
+        body: Weights without the head, by torchvision's names.
+        bands: Number of bands of the images.
     """
     parts, encoder = description.network, description.network.role == "encoder"
     with torch.random.fork_rng(devices=[]):
@@ -130,7 +136,7 @@ def _compare(description: ModelDescription, network: nn.Module, body: dict[str, 
 
 
 def layers_of(network: nn.Module, image: Tensor) -> Tensor:
-    """Compute the last feature maps of a torchvision ResNet."""
+    """Compute the last feature maps [n, channels, height, width] of a torchvision ResNet for n images."""
     values = image
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
         values = network.get_submodule(name)(values)

@@ -1,4 +1,4 @@
-"""Export a run: write its student for other programs into a folder, whole or not at all."""
+"""Export a run: write its student (the trained network) for other programs into a folder, whole or not at all."""
 
 import hashlib
 import json
@@ -69,7 +69,8 @@ def export_run(
         kind: `pt2`, `onnx` or `torchvision`.
         out: Folder to write; None takes the folder `export` inside the run's.
         bands: Three bands for torchvision's models; None takes all bands of the student.
-        license: License of the weights (SPDX). None keeps the one of an earlier export in the folder.
+        license: License of the weights (SPDX). None keeps the one of an earlier export in the folder, or else the one
+            in the weights file.
 
     Returns:
         Absolute path of the model file.
@@ -104,7 +105,8 @@ def export_run(
     except OSError as error:
         raise RunError(cannot_write(target, error)) from None
     try:
-        # Write and check everything in another folder: `target` then never holds a file that was not compared.
+        # Write and check everything in another folder first. So `target` never has a file that was not yet compared
+        # with the student.
         differences, samples = _write_model(form, part / FILES[form], described, bands)
         _keep_earlier(earlier, target, part)
         _write_documents(facts, described, _earlier_differences(earlier) | differences, samples, part)
@@ -146,7 +148,7 @@ def export_to(
         raise _not_ours(url, min(strangers))
     with naming_url(mirror.folder, url):
         made = export_run(place, kind, mirror.folder, bands=bands, license=license)
-    # As on a disk, `config.json` comes last: a folder without it is not whole.
+    # Send `config.json` last, as `_move` does on a disk: a folder without this file counts as unfinished.
     mirror.remote.remove(CONFIG)
     mirror.push(lambda name: name != CONFIG)
     mirror.push(lambda name: name == CONFIG)
@@ -161,7 +163,7 @@ def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:
     """Check that the format of an export is known, and that bands and packages fit it. Return the format.
 
     Raises:
-        ConfigError: The format is unknown, takes no bands, or needs a package that is missing.
+        ConfigError: The format is unknown, does not let the user choose bands, or needs a package that is missing.
     """
     if kind not in get_args(ExportFormat):
         raise ConfigError(f"--format {shown(kind)}: give pt2, onnx or torchvision.")
@@ -180,10 +182,17 @@ def _check_kind(source: Path, description: ModelDescription, form: ExportFormat)
 
 
 def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
-    """Check that a folder can hold the export. Return the `config.json` of an earlier export of this student.
+    """Check that an export may be written into a folder. Return the `config.json` of an earlier export in it.
+
+    Return an empty dict if the folder has no earlier export of this student.
+
+    Args:
+        target: Folder of the export.
+        run: Folder of the run that is exported.
+        digest: SHA-256 of the student's weights file.
 
     Raises:
-        RunError: The folder holds other files, the export of another student, or is a part of the run.
+        RunError: The folder has other files or the export of another student, or the run needs it for other files.
     """
     if target == run or (target.parent == run and target.name in TAKEN):
         raise RunError(
@@ -197,7 +206,7 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
     if not names:
         return {}
     if CONFIG not in names and names <= set(EXPORT_FILES) and names & {MAP, ITEM, *FILES.values()}:
-        return {}  # an export was killed while it replaced its files: write all of them again
+        return {}  # the files are from an export that was killed before it wrote `config.json`: overwrite all of them
     earlier = read_config(target / CONFIG)
     if earlier is None or not names <= set(EXPORT_FILES):
         raise _not_ours(target, min(names - set(EXPORT_FILES), default=CONFIG))
@@ -207,7 +216,7 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
 
 
 def _license(target: Path, earlier: dict[str, object], given: str | None) -> str | None:
-    """Return the license that was given, else that of an earlier export in the folder. None if there is neither.
+    """Return the license that the user gave, or else the one of an earlier export in the folder, or else None.
 
     Raises:
         RunError: The folder holds an export with another license.
@@ -226,10 +235,11 @@ def _license(target: Path, earlier: dict[str, object], given: str | None) -> str
 def _write_model(
     form: ExportFormat, path: Path, described: DescribedFile, bands: Sequence[str] | None
 ) -> tuple[dict[str, float], Samples | None]:
-    """Write the model file, and compare it with the student if it is a graph.
+    """Write the model file, and compare it with the student if the format is pt2 or ONNX.
 
     Returns:
-        Largest difference between the logits of file and student, by file name, and the run's sample patches.
+        Two values: the largest difference between the logits of file and student, by file name (empty for
+        torchvision), and the sample patches and places that the run stored (None if it stored none).
     """
     source, description, weights = described
     samples_file = source.parent / SAMPLES_FILE
@@ -252,7 +262,7 @@ def _write_model(
 
 
 def _put(path: Path, content: str | bytes) -> None:
-    """Write a file of the new folder, and wait until it is on the disk."""
+    """Write a file, and wait until its content is on the disk."""
     with path.open("wb") as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         file.flush()
@@ -265,7 +275,16 @@ def _earlier_differences(earlier: dict[str, object]) -> dict[str, float]:
 
 
 def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
-    """Copy unchanged model files of an earlier export of the student into the folder `part`, so the card names them."""
+    """Copy model files of an earlier export of the same student into `part`, the folder of the new export.
+
+    So the model card names them too. Leave out files that have changed since the earlier export, and files
+    that the new export has written itself.
+
+    Args:
+        earlier: Contents of the earlier `config.json`.
+        target: Folder of the earlier export.
+        part: Folder of the new export.
+    """
     files = earlier.get("files")
     for name, digest in files.items() if isinstance(files, dict) else ():
         path = target / name
@@ -276,7 +295,15 @@ def _keep_earlier(earlier: dict[str, object], target: Path, part: Path) -> None:
 def _write_documents(
     facts: Exported, described: DescribedFile, differences: dict[str, float], samples: Samples | None, part: Path
 ) -> None:
-    """Write the model card, the map of places, the STAC item and the description of all model files in the folder."""
+    """Write the files beside the model files in the folder `part`: model card, map, STAC item and `config.json`.
+
+    Args:
+        facts: What these files state about the student. Hashes and differences of files are added here.
+        described: The student's weights file.
+        differences: Largest difference between the logits of a file and of the student, by file name.
+        samples: Patches and places of the run; None makes a map without places.
+        part: Folder with the model files.
+    """
     files = {name: _digest(part / name) for name in FILES.values() if (part / name).exists()}
     full = replace(facts, files=files, difference={name: differences[name] for name in files if name in differences})
     has_item = any(name.endswith((".pt2", ".onnx")) for name in files)
@@ -295,7 +322,10 @@ def _digest(path: Path) -> str:
 
 
 def _move(part: Path, target: Path) -> None:
-    """Move all files of `part` into the folder `target`. `config.json` comes last: a folder without it is not whole."""
+    """Move all files of the folder `part` into the folder `target`.
+
+    Move `config.json` last: a folder without this file counts as unfinished.
+    """
     part.chmod(0o755)
     if not target.exists():
         part.rename(target)

@@ -19,7 +19,7 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Hold the trained networks and the state of their training; `forward` computes the loss of a batch.
+    """Define what the training loop needs from a step: the networks to train, and `forward`, which computes the loss.
 
     Attributes:
         networks: Modules that get gradients, by name. The loop logs and bounds each module's gradient norm separately.
@@ -28,7 +28,7 @@ class TrainingStep(nn.Module):
     networks: nn.ModuleDict
 
     def backbones(self) -> list[nn.Module]:
-        """List the backbones of the trained networks, which do most of the arithmetic. The loop may compile them."""
+        """Return the backbones of the networks, which do most of the arithmetic. The training loop may compile them."""
         found = [getattr(network, "backbone", None) for network in self.networks.values()]
         return [backbone for backbone in found if isinstance(backbone, nn.Module)]
 

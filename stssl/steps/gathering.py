@@ -1,4 +1,4 @@
-"""Gather the predictions that pseudo-labels come from, from all ranks (training processes) onto each rank."""
+"""Gather on each rank (training process) the predictions of all ranks from which pseudo-labels are made."""
 
 from torch import Tensor
 
@@ -8,16 +8,20 @@ from stssl.base.distributed import gather_rows, row_counts, world_size
 
 
 class Gathering:
-    """Collect the labeler's logits of all ranks (training processes) on each rank."""
+    """Collect on each rank (training process) the logits of all ranks from which pseudo-labels are made.
+
+    These are the logits of the labeler (the network that makes the pseudo-labels) and, if needed, of the student.
+    """
 
     def __init__(self) -> None:
-        """Create the empty table of the number of rows on each rank."""
-        # Store the row counts, to exchange them only once: they never change, and each exchange waits for the device.
+        """Create an empty cache for the numbers of patches that each rank has in a batch."""
+        # Cache these numbers, so that ranks exchange them only once: they never change, and each exchange waits for
+        # the device.
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the outputs of labeler and student for the rows of all ranks, in the order of the ranks."""
-        # Replace NaN and infinities: a running average would keep one such value forever.
+        """Return the logits of labeler and student for the patches of all ranks, rank 0 first. NaN becomes 0."""
+        # Replace NaN and infinities: if one entered a running average of an algorithm, it would stay there forever.
         labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
         student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}
         blank = None if outputs.blank is None else gather_rows(outputs.blank.nan_to_num(), [1] * world_size())

@@ -1,4 +1,4 @@
-"""Define the parts of a teacher-student step: loss weights, network outputs, and the plan of a step.
+"""Define the parts of a teacher-student step: loss weights, network outputs, loss terms and their denominators.
 
 In shapes, a row is one patch of a batch. A single-label task has one decision for each row, a multi-label task one for
 each class.
@@ -21,13 +21,13 @@ from stssl.base.labels import LabelSpace
 
 
 class LossConfig(Config):
-    """Define the weights of the losses, and the kind of distillation from teacher to student.
+    """Set the weights of the losses, and the kind of distillation from teacher to student.
 
     Attributes:
         unlabeled: Weight of the loss on pseudo-labels.
         distillation: Weight of the distillation loss.
-        distance: Kind of distillation: `mse`, `mae` and `cosine` compare contexts, `logits` compares predictions; or
-            `none`.
+        distance: Kind of distillation: `mse`, `mae` and `cosine` compare the context vectors of teacher and student,
+            `logits` compares their predictions; or `none`.
         temperature: Divisor of the logits if `distance` is `logits`.
     """
 
@@ -52,7 +52,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class MatchPlan:
-    """Hold the loss terms of a micro-batch, and the denominators that turn its sums into means over the global batch.
+    """Hold the loss terms of a micro-batch, and the denominators that turn sums of losses into means over all ranks.
 
     Each rank divides its sums of losses by these denominators. The denominators are already divided by the number of
     ranks, so the mean of the results over ranks is the loss of the global batch. The losses of all micro-batches of a
@@ -62,7 +62,7 @@ class MatchPlan:
         terms: Loss terms for the rows of this micro-batch.
         counts: Denominator of each term.
         labels: Denominator of the supervised loss: the number of known labels.
-        rows: Denominator of distillation: the number of rows, summed over views.
+        rows: Denominator of the distillation loss: the number of rows, summed over views.
         decisions: Denominator of the shares that `quality` measures: the number of decisions of all unlabeled rows.
         statistics: For each network, the sums over the global batch that the algorithm's regularizer needs.
         parts: Number of micro-batches on this rank.
@@ -77,7 +77,7 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """Return a plan for each of `parts` micro-batches: its rows of each loss term, and equal denominators."""
+        """Return a plan for each of `parts` micro-batches: its rows of each loss term, and the same denominators."""
         return [
             replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)
@@ -89,12 +89,12 @@ def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide the sum of a loss by the number of its terms; return 0 if both are 0."""
+    """Divide a sum of losses by their number or total weight; return 0 if both are 0."""
     return numerator / denominator.clamp_min(1e-8)
 
 
 def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tensor) -> Tensor:
-    """Compute the distillation loss, the distance of the student from the teacher, over all views that both see.
+    """Compute the distillation loss: the student's distance from the teacher on all views, as a scalar.
 
     Args:
         config: Loss weights and the kind of distance.
@@ -112,7 +112,7 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
 
 
 def concatenate_views(views: Logits) -> Tensor:
-    """Concatenate the rows of all views into one tensor, in the order of `views`."""
+    """Concatenate the tensors of all views along their rows, in the order of `views`."""
     return torch.cat(list(views.values()))
 
 
@@ -126,8 +126,9 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
         space: Classes and kind of task.
 
     Returns:
-        Values by name; empty if the step has no pseudo-labels. `pseudo_rate` is the mean weight of pseudo-labels. If
-        true labels are known, `pseudo_claimed`, `pseudo_actual` and `pseudo_right` are shares of all decisions:
+        Scalars by name; empty if the step has no pseudo-labels. `pseudo_rate` is the mean weight of pseudo-labels. If
+        true labels are known, three more are shares of all decisions: `pseudo_claimed` (pseudo-labels say that the
+        patch has the class), `pseudo_actual` (true labels say so) and `pseudo_right` (both say the same class). So
         precision is right / claimed, and recall is right / actual. In multi-label tasks only "present" counts.
     """
     if not plan.terms:
@@ -148,12 +149,12 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
 
 
 def join_logits(micro_batches: list[Logits]) -> Logits:
-    """Concatenate the logits of several micro-batches for each view."""
+    """Concatenate the logits of several micro-batches for each view, and return them by view."""
     return {view: torch.cat([rows[view] for rows in micro_batches]) for view in micro_batches[0]}
 
 
 def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """Concatenate the labeler outputs of several micro-batches; return None if all are None."""
+    """Concatenate the outputs for pseudo-labels of several micro-batches. Return None if all of them are None."""
     outputs = [one for one in micro_batches if one is not None]
     if not outputs:
         return None

@@ -2,10 +2,11 @@
 
 A step has four parts:
 
-1. Each network predicts its views that need gradients, once.
-2. Without gradients, the labeler predicts the views that the algorithm compares, and the blank image if needed.
+1. Student and teacher predict the views that need gradients, once.
+2. Without gradients, the labeler (the one of them that makes the pseudo-labels) predicts the views that the algorithm
+   needs for pseudo-labels. If needed, it also predicts a blank image.
 3. The algorithm observes the labeler's outputs for the global batch and returns loss terms.
-4. The step computes the losses from all these outputs, with denominators of the global batch.
+4. The step computes the losses from all these outputs, as means over the global batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,7 +48,10 @@ ModeSetter = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class TeacherStudentStep(TrainingStep):
-    """Compute the loss of one step from student, teacher and algorithm, and average the weights after each step."""
+    """Compute the loss of a training step for student and teacher with any semi-supervised algorithm.
+
+    After each step, also update the averages of their weights (EMA).
+    """
 
     def __init__(
         self,
@@ -68,15 +72,15 @@ class TeacherStudentStep(TrainingStep):
         Args:
             student: Network that users get. It sees images. It sees metadata only in the role `direct`.
             teacher: Network that sees metadata and makes the pseudo-labels. If None, the student makes them.
-            algorithm: Algorithm that makes the loss terms.
+            algorithm: Algorithm that makes the loss terms for unlabeled patches.
             space: Classes and kind of task.
             loss: Weights of the losses.
-            ema_decay: Share of the old average that one step keeps.
+            ema_decay: Share of the old average weights that remains after one step.
             strong_labeled: True to average the supervised loss over weak and strong views; False for weak views only.
             supervised_start: Number of steps at the start that learn from labels only. The algorithm updates its state
                 in these steps too.
-            votes: Votes of nearby patches on pseudo-labels; None to use no votes.
-            labeler_mode: Mode in which the labeler predicts weak views and the blank image.
+            votes: Object that lets nearby patches vote on pseudo-labels; None for no votes.
+            labeler_mode: Mode in which the labeler (the network that makes pseudo-labels) predicts for them.
         """
         super().__init__()
         named = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
@@ -98,16 +102,16 @@ class TeacherStudentStep(TrainingStep):
 
     @property
     def views_needed(self) -> frozenset[View]:
-        """Return all augmented views (such as weak unlabeled patches) that some step of a run uses."""
+        """Return all augmented views (such as weak unlabeled patches) that at least one step of a run uses."""
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
     def views_at(self, progress: Progress) -> frozenset[View]:
-        """Return the augmented views that one step uses. Steps that learn from labels only may use fewer views."""
+        """Return the augmented views that the step at `progress` uses; fewer if it uses no unlabeled patches."""
         labeled = self.algorithm.views if self._needs_labeler(progress) else frozenset[View]()
         return frozenset(self._gradient_views(self._matching(progress))) | labeled
 
     def forward(self, batch: Batch, progress: Progress, plan: MatchPlan | None = None) -> StepOutput:
-        """Compute the loss of this rank's rows. The mean of this loss over ranks is the loss of the global batch.
+        """Compute the loss, and values to log, of this rank's rows. Its mean over ranks is the global batch's loss.
 
         Args:
             batch: This rank's rows, or a micro-batch of them.
@@ -133,7 +137,7 @@ class TeacherStudentStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
-        """Make the loss terms of `parts` micro-batches from all rows of this rank. Call `forward` on each afterwards.
+        """Make the loss terms of `parts` micro-batches of this rank. The caller then calls `forward` for each of them.
 
         The algorithm must observe each step only once, with all rows. So this method predicts all micro-batches before
         `forward` computes any loss.
@@ -157,16 +161,16 @@ class TeacherStudentStep(TrainingStep):
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
         """Move the averaged weights of student and teacher toward their current weights."""
-        # A skipped step needs no special case: it leaves the networks as they were, so one more move toward them does
-        # no harm.
+        # Ignore `bad`: a skipped step leaves the networks as they were, so to move the averages once more toward them
+        # does no harm.
         for name, network in self._live():
             self._ema(name).update(network)
 
     def predictor(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function that predicts with the averaged weights of `student` or `teacher`.
 
-        The function takes images and metadata [n, 4], and returns logits [n, classes]. It corrects the logits
-        by those of a blank image if the algorithm does so (CDMAD).
+        The function takes images [n, bands, height, width] and metadata [n, 4], and returns logits [n, classes]. It
+        corrects the logits by those of a blank image if the algorithm does so (CDMAD).
         """
         network = self.averaged_network(name)
 
@@ -179,10 +183,13 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Compute the BatchNorm statistics of the averaged networks anew, from batches of images and metadata.
+        """Compute the BatchNorm statistics of the networks with averaged weights anew.
 
-        All networks get the same batches. Each batch is made only once: for small networks, making it takes most of
-        the time.
+        All networks get the same batches, and each batch is made only once: for small networks, to make a batch takes
+        most of the time.
+
+        Args:
+            batches: Function that returns batches of images and metadata.
         """
         averaged = [network for network in map(self.averaged_network, self.averages) if batchnorms(network)]
 
@@ -192,11 +199,14 @@ class TeacherStudentStep(TrainingStep):
         reestimate_batchnorm(nn.ModuleList(averaged), run)
 
     def _matching(self, progress: Progress) -> bool:
-        """Return True if this step learns from unlabeled patches, not only from labeled ones."""
+        """Return True if the step at `progress` learns from unlabeled patches, not only from labeled ones."""
         return progress.step >= self.supervised_start and not self.algorithm.waits(progress)
 
     def _needs_labeler(self, progress: Progress) -> bool:
-        """Return True if this step needs predictions for pseudo-labels, for loss terms or for the algorithm's state."""
+        """Return True if the step at `progress` needs predictions of the network that makes pseudo-labels.
+
+        It needs them for loss terms, or to update the state of the algorithm.
+        """
         return bool(self.algorithm.views) and (self.algorithm.stateful or self._matching(progress))
 
     def _gradient_views(self, matching: bool) -> list[View]:
@@ -222,7 +232,7 @@ class TeacherStudentStep(TrainingStep):
         return "labeler" if name == self.labeler else "student"
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        """Compute a network's outputs for several views in one batch, so BatchNorm normalizes them together."""
+        """Compute a network's outputs for several views, as one batch, so that BatchNorm normalizes them together."""
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
         prediction: Prediction = network(images, metadata)
@@ -234,7 +244,7 @@ class TeacherStudentStep(TrainingStep):
     def _losses(
         self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: MatchPlan
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name of each loss of one network, and its value times its weight."""
+        """Yield the pair (name, value times its weight) for each loss of the network `name`, such as `student`."""
         algorithm, role = self.algorithm, self._role(name)
         logits = {view: algorithm.adjust(value, role, view, progress) for view, value in output.logits.items()}
         known_labels = [algorithm.supervised_loss(logits[view], batch.labels).sum() for view in self.supervised_views]
@@ -247,19 +257,23 @@ class TeacherStudentStep(TrainingStep):
             yield "unlabeled", self.loss.unlabeled * torch.stack(matched).sum()
         if name in plan.statistics:
             local = algorithm.statistics(logits[plan.terms[0].view], plan.terms[0])
-            # Use the value of the global batch, but gradients of this micro-batch only: the others add their own.
+            # The value must be that of the global batch. But let gradients flow only through this micro-batch: the
+            # other micro-batches and ranks add their own.
             value = algorithm.regularizer(plan.statistics[name] + world_size() * (local - local.detach()))
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
     def _unweighted(self, name: str, loss: Tensor) -> Tensor:
-        """Divide a loss by its weight in the total loss, because logs show losses without their weights."""
+        """Divide a weighted loss by its weight, because logs show losses without their weights. Return the quotient."""
         if name == "distillation":
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
     @torch.no_grad()
     def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Compute each network's logits for strong views by network; none if the algorithm does not need them."""
+        """Compute the logits of strong views that the algorithm needs for its plan, by network and view.
+
+        The dict of a network is empty if the algorithm does not need its logits.
+        """
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
             watched = algorithm.watches_student and self._role(name) == "student"
@@ -277,7 +291,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _labeler_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """Compute the labeler's logits of some views."""
+        """Compute logits of some views by the network that makes the pseudo-labels, in the mode for it; by view."""
         if not views:
             return {}
         with self._labeling(network):
@@ -292,7 +306,8 @@ class TeacherStudentStep(TrainingStep):
             logits: Logits that the networks have already computed in this step, by network and view.
 
         Returns:
-            Logits of the labeler and, if needed, of the student. None if this step needs no pseudo-labels.
+            Logits of the network that makes the pseudo-labels and, if needed, of the student. None if this step needs
+            no pseudo-labels.
         """
         algorithm = self.algorithm
         if not self._needs_labeler(progress):
@@ -310,7 +325,7 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor, mode: ModeSetter = evaluating) -> Tensor:
-        """Compute a network's logits [1, classes] for the blank image (all ones), without metadata."""
+        """Compute a network's logits [1, classes] for a blank image (all values 1) of the size of images `like`."""
         with mode(network):
             # Pass the blank image twice: in training mode, BatchNorm needs more than one value.
             prediction: Prediction = network(torch.ones_like(like[:1]).repeat(2, 1, 1, 1), None, inject=False)
@@ -320,7 +335,14 @@ class TeacherStudentStep(TrainingStep):
     def _plan(
         self, batch: Batch, progress: Progress, outputs: LabelerOutputs | None, logits: Mapping[str, Logits]
     ) -> MatchPlan:
-        """Let the algorithm observe the global batch, and make the loss terms and denominators of this rank's rows."""
+        """Let the algorithm observe the global batch, and return its loss terms and denominators for this rank's rows.
+
+        Args:
+            batch: This rank's rows.
+            progress: Current step.
+            outputs: Logits from which pseudo-labels are made, of this rank; None if the step needs none.
+            logits: Logits that the networks have already computed in this step, by network and view.
+        """
         algorithm, terms = self.algorithm, list[LossTerm]()
         matching = self._matching(progress)
         if outputs is not None:
@@ -342,7 +364,7 @@ class TeacherStudentStep(TrainingStep):
         counts = [term.weight.sum() if term.by_weight else known(term.target).sum() for term in terms]
         labels = known(batch.labels).sum()
         sizes = [torch.full_like(labels, value) for value in (rows, decisions)]
-        # Put all denominators into one tensor: ranks need only one exchange.
+        # Put all denominators into one tensor, so that ranks exchange data only once.
         local = torch.stack([labels, *sizes, *counts])
         totals = list(sum_over_ranks(local) / world_size())
         return MatchPlan(terms, totals[3:], totals[0], totals[1], totals[2], statistics)

@@ -1,7 +1,8 @@
 """Let nearby patches vote on pseudo-labels: the last predictions for a patch's neighbors become its prior.
 
-Neighbors often have the same land cover, and they seldom have the same confident mistake. Votes change the labeler's
-probabilities p of a patch to the following, before they are normalized:
+Neighbors often have the same land cover, and networks seldom make the same confident mistake on them. The labeler is
+the network that makes the pseudo-labels. Votes change its probabilities p of a patch to the following, before these are
+normalized:
 
     p * (votes / prior)^weight,    votes = sum of exp(-distance / reach) * p of each neighbor + PSEUDO * prior.
 
@@ -10,8 +11,8 @@ without votes. The prior is the mean p of all patches that have a stored p. A pa
 of votes are not stored, so a mistake can spread only through what the network learns. Only training patches vote, and
 only on pseudo-labels: the student learns nothing about places from votes.
 
-At the first step that learns from unlabeled patches, only the labels are stored. The stored predictions are complete
-after one pass over the unlabeled patches. They are part of checkpoints: 2 bytes for each patch, decision and choice.
+At the start of a training, only the labels are stored. The stored predictions are complete after one pass over the
+unlabeled patches. They are part of checkpoints: 2 bytes for each patch, decision and choice.
 """
 
 from dataclasses import replace
@@ -43,7 +44,7 @@ class NoVotesConfig(Config):
 
 
 class VotesConfig(Config):
-    """Define how strongly nearby patches vote on a patch's pseudo-label.
+    """Set how many nearby patches vote on a patch's pseudo-label, and how strongly.
 
     Attributes:
         count: Number of nearest patches that vote.
@@ -61,7 +62,7 @@ AnyVotesConfig = NoVotesConfig | VotesConfig
 
 
 class Votes(nn.Module):
-    """Store the labeler's last probabilities for each patch, and let neighbors vote on pseudo-labels.
+    """Store the last predicted probabilities of each patch, and let nearby patches vote on pseudo-labels with them.
 
     A single-label patch has one decision with one choice for each class. A multi-label patch has one decision for each
     class, with the choices "absent" and "present".
@@ -74,10 +75,10 @@ class Votes(nn.Module):
     fixed: Tensor
 
     def __init__(self, config: VotesConfig, metadata: Tensor, targets: Tensor, choices: int) -> None:
-        """Find the neighbors of all patches, and store the labels that are known.
+        """Find the nearest patches of each patch, and store the known labels as probabilities of 0 and 1.
 
         Args:
-            config: Number of neighbors, reach and weight of votes.
+            config: How many nearby patches vote, and how strongly.
             metadata: [patches, 4] places and dates of the patches in the unlabeled stream.
             targets: [patches, decisions] choice ids of the labeled patches; `IGNORED` for all other patches.
             choices: Number of choices in each decision.
@@ -93,21 +94,25 @@ class Votes(nn.Module):
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("share", share, persistent=False)
         self.register_buffer("fixed", known, persistent=False)
-        # Use half precision: votes need no more digits, and this table is most of a checkpoint with many patches.
+        # Use half precision: votes need no more digits, and with many patches this table is most of a checkpoint.
         self.register_buffer("last_probabilities", (last_probabilities * known[..., None]).half())
-        # Store the sum over patches too: adding up half a million patches took most of a step's time. It is double
-        # precision and part of checkpoints: a sum from other additions would have other last digits after a resume.
+        # Store the sum over patches too: to add up half a million patches took most of a step's time. It is double
+        # precision and part of checkpoints: a sum computed anew after a resume would have other last digits.
         self.register_buffer("total", self.last_probabilities.double().sum(0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
-        """Load the state of a checkpoint. If an older release wrote it, compute the sum that it lacks."""
+        """Load the state of a checkpoint. If an older release wrote it, compute the sum over patches that it lacks."""
         stored = state_dict.get(f"{prefix}last_probabilities")
         if isinstance(stored, Tensor):
             state_dict.setdefault(f"{prefix}total", stored.half().double().sum(0))
         super()._load_from_state_dict(state_dict, prefix, *options)
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Store the labeler's probabilities on weak views. Call this once a step, with all rows of the global batch."""
+        """Store the predicted probabilities of unlabeled patches, for later votes. Keep known labels as they are.
+
+        Args:
+            outputs: Logits from which pseudo-labels are made, for the global batch. Call this once for each step.
+        """
         # If a patch is in the batch twice, use its last row: torch does not define which of two writes to one index
         # wins. Skip logits that are all 0: they were NaN before `Gathering` replaced them.
         index, order = outputs.index.sort(stable=True)
@@ -122,11 +127,11 @@ class Votes(nn.Module):
         self.last_probabilities[index] = new
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Add the votes of nearby patches to the logits of weak views, and return the changed outputs."""
+        """Return the outputs with the votes of nearby patches added to the logits of unlabeled weak views."""
         prior = self.total.float().clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
-        # Use a product and a sum: autocast would compute a matrix product in bf16.
+        # Write the matrix product as a product and a sum: autocast would compute a matrix product in bf16.
         votes = (share * self.last_probabilities[self.near[outputs.index]].float()).sum(1) + PSEUDO * prior
         shift = (votes / votes.sum(-1, keepdim=True)).log() - prior.log()
         logits = outputs.labeler[View.UNLABELED_WEAK] + self.weight * shift
@@ -134,16 +139,16 @@ class Votes(nn.Module):
 
 
 def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the nearest other patches of each patch on the Earth. All ranks call this together.
+    """Find for each patch the other patches nearest to it on the Earth. All ranks call this together.
 
     Args:
         metadata: [patches, 4] places and dates of the patches.
         count: Number of neighbors to find.
 
     Returns:
-        Positions of the neighbors in `metadata` and their distances in km, each [patches, count]. The results have
+        Row numbers of the neighbors in `metadata` and their distances in km, each [patches, count]. The results have
         fewer columns if too few patches have a place. A patch without a place gets neighbors at infinite distance, and
-        is never a neighbor of another patch.
+        is never a neighbor of another patch with a place.
     """
     from scipy.spatial import KDTree
 
@@ -152,11 +157,12 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     near = torch.zeros(len(points), min(count, max(len(known) - 1, 0)), dtype=torch.int64)
     distance = torch.full(near.shape, torch.inf)
     if near.shape[1]:
-        # The search takes most of the time, so each rank finds the neighbors of a share of the patches.
+        # Let each rank find the neighbors of only a share of the patches, because the search takes most of the time.
         own_rows = points[known][rows_of(len(known), rank(), world_size())]
         parts = KDTree(points[known]).query(own_rows, near.shape[1] + 1)
         chords, found = (gather_rows(torch.from_numpy(part).to(exchange_device())).cpu().numpy() for part in parts)
-        # Each patch finds itself too, and not always first: other patches may lie at the same place. Leave it out.
+        # The search also finds each patch itself, not always first, since other patches may lie at the same place.
+        # Leave the patch out: it must not vote for itself.
         own = found == np.arange(len(known))[:, None]
         own[~own.any(1), -1] = True
         keep = ~own

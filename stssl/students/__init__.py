@@ -1,1 +1,1 @@
-"""Describe trained networks inside their weights files, and load them without the store or recipe of their training."""
+"""Describe trained networks inside their weights files, and load them without the data or recipe of their training."""

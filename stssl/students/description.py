@@ -25,7 +25,10 @@ Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class Described(BaseModel):
-    """Define the base class of all parts of a description. A part ignores keys that this release does not know."""
+    """Define the base class of all parts of the description of a network, such as its bands.
+
+    Keys that this release does not know are ignored.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -61,7 +64,7 @@ class BandDescription(Described):
 
 
 class ImageDescription(Described):
-    """Describe the images of a network.
+    """Describe the images that a network takes.
 
     Attributes:
         pixels: Width and height of the images that enter the network, in pixels. Images of other sizes are resized.
@@ -69,8 +72,8 @@ class ImageDescription(Described):
         meters: Width and height of a patch on the ground in meters; None if the images do not say it.
         resize: How images of other sizes are resized: `centers` (bilinear, antialiased where they shrink), `corners`
             (bilinear with aligned corners, after the scaling) or `pillow` (bytes, as Pillow's bilinear filter).
-        scaling: Rule that the numbers of the bands come from (`data.scale` of the recipe, or
-            `numbers` for those of pretrained weights or of `data.mean`).
+        scaling: Rule that gave mean, std and limits of the bands (`data.scale` of the recipe, or `numbers` if they come
+            from pretrained weights or from `data.mean`).
         bits: Number of bits of a stored value.
     """
 
@@ -104,7 +107,7 @@ class NetworkDescription(Described):
             without a head.
         distilled: True if the network learned from a teacher's outputs by distillation.
         encoder: Encoder of place and date; None if the network has none.
-        injection: Site where place and date enter, or whose token the network has; None for no site.
+        injection: Site where place and date enter the network, or whose token it has; None for no site.
     """
 
     backbone: str
@@ -116,7 +119,7 @@ class NetworkDescription(Described):
 
 
 class Box(Described):
-    """Hold the smallest box around the training patches, in degrees (WGS 84)."""
+    """Hold the smallest box around the places of the training patches, in degrees (WGS 84)."""
 
     west: Annotated[float, Field(ge=-180, le=360)]
     south: Annotated[float, Field(ge=-90, le=90)]
@@ -130,12 +133,12 @@ class TrainingDescription(Described):
     Attributes:
         source: Archive that the patches come from.
         patches: Number of training patches.
-        labeled: Number of these that kept their label; None for pretraining.
+        labeled: Number of training patches that kept their label; None for pretraining.
         box: Box around the places of the training patches; None if no patch has a place.
         months: Months of the training patches' dates, sorted, such as `2017-06`; empty if no patch has a date.
-        recipe: Recipe, without machine, logging, caches and folders.
-        hashes: Hashes of `recipe` and `data`.
-        versions: Versions of the software.
+        recipe: Recipe, without its settings of machine, logging, caches and folders.
+        hashes: Hashes of the recipe and of the data, by `recipe` and `data`.
+        versions: Version of each package that was used, by its name.
         license: License of the weights (SPDX); None if nobody chose one.
         data_license: License of the training data (SPDX); None if unknown.
     """
@@ -156,13 +159,13 @@ class ModelDescription(Described):
     """Describe a trained network: its images, its outputs, and its training.
 
     Attributes:
-        format: Version of this description.
-        network: Layers.
+        format: Version of the format of this description.
+        network: Layers of the network.
         image: Size and scaling of the images.
         bands: Bands, in the sequence of the images' channels.
-        classes: Classes, in the sequence of the outputs; empty for encoders.
+        classes: Classes, in the sequence of the network's outputs; empty for encoders.
         task: `single-label` if a patch has exactly one class, `multi-label` if it may have any number; `features` for
-            encoders, which give features.
+            encoders, which compute features.
         cdmad: True if the logits of a blank image are subtracted from the logits (CDMAD).
         training: Training data and recipe.
     """
@@ -192,16 +195,16 @@ class ModelDescription(Described):
         return self.task == "multi-label"
 
     def text(self) -> str:
-        """Return the description as JSON."""
+        """Return the description as a JSON text, for the header of a weights file."""
         return self.model_dump_json()
 
 
 def parse_description(text: str, path: Path) -> ModelDescription:
-    """Parse and check a description, which is the JSON text in a file's header.
+    """Parse and check the description of a network, which is a JSON text in the header of its weights file.
 
     Args:
         text: JSON text.
-        path: Path of the file, for messages.
+        path: Path of the weights file, for messages.
 
     Raises:
         ConfigError: The text is no description, or it has a newer format.
@@ -224,6 +227,6 @@ def parse_description(text: str, path: Path) -> ModelDescription:
 
 
 class Version(Described):
-    """Hold the version of a description. It is read first, because the meaning of other keys depends on it."""
+    """Hold the format version of a description. It is read first: the meaning of all other keys depends on it."""
 
     format: Annotated[int, Field(ge=1)]

@@ -14,10 +14,10 @@ from stssl.students.loading import network_of, read_described
 
 
 class FeatureModel(ImageModel):
-    """Turn stored pixel values into features, pooled over the image.
+    """Compute features of images from stored pixel values with a trained backbone, pooled over the image.
 
     Attributes:
-        width: Number of features.
+        width: Number of features of an image.
     """
 
     def __init__(self, description: ModelDescription, network: Network | Backbone, width: int) -> None:
@@ -26,7 +26,7 @@ class FeatureModel(ImageModel):
         Args:
             description: Description of the network.
             network: Network of a student, or backbone of a pretrained encoder.
-            width: Number of features.
+            width: Number of features of an image.
         """
         super().__init__(description)
         self.network, self.width = network, width
@@ -58,7 +58,7 @@ def read_features(place: str | Path) -> FeatureModel:
         place: File of a student or encoder, a run's folder, or its folder of checkpoints.
 
     Raises:
-        ConfigError: The file is no model, is damaged, is of a newer format, or has no description.
+        ConfigError: The file is no model, is damaged, has a newer format, or has no description.
     """
     path, description, weights = read_described(place)
     if description.network.role == "encoder":
@@ -66,15 +66,26 @@ def read_features(place: str | Path) -> FeatureModel:
         return FeatureModel(description, backbone, width)
     network = network_of(path, description, weights)
     head = network.backbone.get_classifier()
-    assert isinstance(head, nn.Linear)  # `build_network` makes no other head
+    assert isinstance(head, nn.Linear)  # tells mypy the type: `build_network` makes no other head
     return FeatureModel(description, network, head.in_features)
 
 
 def _encoder(path: Path, description: ModelDescription, weights: dict[str, Tensor]) -> tuple[Backbone, int]:
-    """Build the backbone of a pretrained encoder, and load its weights. Return it with its number of features."""
+    """Build the backbone of a pretrained encoder, and load its weights. Return it with its number of features.
+
+    Args:
+        path: Path of the weights file, for messages.
+        description: Description of the encoder.
+        weights: Tensors by name.
+
+    Raises:
+        ConfigError: The weights do not fit the description.
+    """
     parts = description.network
     try:
-        with torch.random.fork_rng(devices=[]):  # the first weights are random: keep the caller's random numbers
+        # The weights are random until they are loaded. Draw them apart from the caller's random numbers, which would
+        # otherwise change.
+        with torch.random.fork_rng(devices=[]):
             backbone = make_backbone(
                 parts.backbone,
                 parts.backbone_args,

@@ -1,4 +1,4 @@
-"""Check and scale stored pixel values as the description of a network says."""
+"""Check and scale stored pixel values as the description of a network (bands, sizes, limits) says."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LIMITS = {8: 2**8 - 1, 16: 2**16 - 1}
 
 
 class ImageModel(nn.Module):
-    """Hold the description of a network that takes stored pixel values. Base of students and feature extractors.
+    """Check and scale stored pixel values for a network. Base class of `Student` and `FeatureModel`.
 
     Attributes:
         description: Images, outputs and training of the network.
@@ -29,7 +29,7 @@ class ImageModel(nn.Module):
     """
 
     def __init__(self, description: ModelDescription) -> None:
-        """Store a description, and the numbers that scale its bands as buffers.
+        """Store the description of a network. Store the numbers that scale its bands as buffers.
 
         Args:
             description: Description of the network.
@@ -56,14 +56,14 @@ class ImageModel(nn.Module):
         return self.description.network.role == "direct"
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Resize stored values [n, bands, H, W] to the network's size, and scale them."""
+        """Return images for the network: resize stored values [n, bands, H, W] to its image size, and scale them."""
         image = self.description.image
         values = self.rescaled(images.to(self.mean.dtype)) if image.resize == "corners" else images
         values = resize_images(values, image.pixels, image.resize)
         return values if image.resize == "corners" else self.rescaled(values)
 
     def rescaled(self, values: Tensor) -> Tensor:
-        """Clip and scale the values of images [n, bands, H, W]."""
+        """Clip the stored values of images [n, bands, H, W], and return (value - mean) / std of each band."""
         if self.clipped:
             values = torch.minimum(torch.maximum(values, self.low), self.high)
         return (values - self.mean) / self.std
@@ -150,7 +150,7 @@ class ImageModel(nn.Module):
 
 
 def as_tensor(array: AnyArray | Tensor) -> Tensor:
-    """Return an array as a tensor, without a copy if possible.
+    """Return a NumPy array or tensor as a tensor, without a copy if possible.
 
     Raises:
         DataError: The array does not hold numbers.

@@ -1,4 +1,4 @@
-"""Load a student from its weights file alone: its description is in the file's header."""
+"""Load a student from its weights file alone: the header of the file describes the student's network."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ DUMMY_PLACES = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
 
 
 def weights_file(place: str | Path) -> Path:
-    """Find the weights file of a student or encoder. Fetch it, if it is in an object store.
+    """Return the path of the weights file of a student or encoder. Download the file if it is in an object store.
 
     Args:
         place: The file itself, a run's folder, or its folder of checkpoints; a path or a URL.
@@ -52,7 +52,10 @@ def weights_file(place: str | Path) -> Path:
 
 
 def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
-    """Return the hash of each model's weights file (BLAKE2b, 16 bytes), by a name without the folders of this machine.
+    """Return the hash of each model's weights file: BLAKE2b, 16 bytes in hexadecimal, by a name of the model.
+
+    The name consists of the model's number, the name of its run's folder, and the file name. So it is the same on other
+    machines.
 
     Args:
         places: Files, runs' folders, or folders of checkpoints.
@@ -71,7 +74,7 @@ def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
 
 
 def different_models(places: Sequence[str | Path]) -> dict[str, str]:
-    """Return the hash of each model of an ensemble; see `weights_hashes`.
+    """Check that all models of an ensemble differ, and return the hashes of their files as `weights_hashes` does.
 
     Args:
         places: Files, runs' folders, or folders of checkpoints.
@@ -105,7 +108,7 @@ def read_described(place: str | Path) -> DescribedFile:
         place: The file itself, a run's folder, or its folder of checkpoints.
 
     Raises:
-        ConfigError: The file is no weights file, is damaged, is of a newer format, or has no description.
+        ConfigError: The file is no weights file, is damaged, has a newer format, or has no description.
     """
     path = weights_file(place)
     try:
@@ -125,7 +128,12 @@ def read_described(place: str | Path) -> DescribedFile:
 
 
 def _undescribed(path: Path, ours: bool) -> str:
-    """Compose the message about a weights file without a description: why it has none, and what to do."""
+    """Return the message about a weights file without a description: why it has none, and what to do.
+
+    Args:
+        path: Path of the file.
+        ours: True if stssl wrote the file, False if another program did.
+    """
     if not ours:
         return (
             f"{path} does not describe its network: another program wrote it. To start training from it, set "
@@ -144,7 +152,7 @@ def read_student(place: str | Path) -> Student:
         place: File of a student, a run's folder, or its folder of checkpoints.
 
     Raises:
-        ConfigError: The file is no student, is damaged, is of a newer format, or has no description.
+        ConfigError: The file is no student, is damaged, has a newer format, or has no description.
     """
     path, description, weights = read_described(place)
     if description.network.role == "encoder":
@@ -156,7 +164,7 @@ def read_student(place: str | Path) -> Student:
 
 
 def network_of(path: Path, description: ModelDescription, weights: dict[str, Tensor]) -> Network:
-    """Build the network that a description names, and load its weights.
+    """Build the network of a student as its description says, and load its weights.
 
     Args:
         path: Path of the file, for messages.
@@ -170,7 +178,9 @@ def network_of(path: Path, description: ModelDescription, weights: dict[str, Ten
     assert role != "encoder"
     encoder, injection = parts.encoder, parts.injection
     try:
-        with torch.random.fork_rng(devices=[]):  # the first weights are random: keep the caller's random numbers
+        # The weights are random until they are loaded. Draw them apart from the caller's random numbers, which would
+        # otherwise change.
+        with torch.random.fork_rng(devices=[]):
             network = build_network(
                 backbone=parts.backbone,
                 backbone_args=parts.backbone_args,

@@ -1,6 +1,6 @@
-"""Write a few patches and places of a run beside its student.
+"""Write a few patches of a run, and places of its training patches, beside its student's weights file.
 
-`stssl export` compares exported files on these patches.
+`stssl export` compares exported files with the student on these patches, and draws the places on a map.
 """
 
 import io
@@ -27,12 +27,12 @@ REWRITE = "Remove done.json of the run and give the run's command again: it writ
 
 @dataclass(frozen=True)
 class Samples:
-    """Hold patches of the validation part, and places of training patches.
+    """Hold a few validation patches of a run, and places of its training patches.
 
     Attributes:
         images: [n, bands, H, W] stored values.
-        metadata: [n, 4] metadata of the same patches; NaN for missing values.
-        places: [m, 2] latitude and longitude in degrees.
+        metadata: [n, 4] metadata of these patches with the columns of `MetadataColumn`; NaN for missing values.
+        places: [m, 2] latitude and longitude of training patches in degrees.
     """
 
     images: AnyArray

@@ -15,7 +15,7 @@ from stssl.students.image_model import ImageModel, as_tensor
 
 
 class Student(ImageModel):
-    """Turn stored pixel values into logits of classes.
+    """Classify images with a trained network: turn their stored pixel values into logits of classes.
 
     The student resizes images to the size of its training, clips and scales their values, and corrects the logits if it
     was trained with CDMAD. It is in evaluation mode; put it on a device by `student.to(device)`.
@@ -45,8 +45,8 @@ class Student(ImageModel):
         """Compute logits [n, C] of n images.
 
         Args:
-            images: [n, bands, H, W] stored values, without any scaling. Bands of lower resolution are resampled to one
-                grid before.
+            images: [n, bands, H, W] stored values, without any scaling. The caller resamples bands of lower resolution
+                to the common grid.
             metadata: [n, 4] latitude and longitude in degrees, day of the year and UTC hour; NaN for missing values.
                 Only students with `needs_metadata` take it.
 
@@ -59,7 +59,7 @@ class Student(ImageModel):
         return self.corrected(prediction.logits)
 
     def corrected(self, logits: Tensor) -> Tensor:
-        """Subtract the logits of a blank image from logits [n, C], if the student was trained with CDMAD."""
+        """Return logits [n, C] minus those of a blank image, if the student was trained with CDMAD; else unchanged."""
         return logits - self.bias if self.description.cdmad else logits
 
     def probabilities(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class Student(ImageModel):
         *,
         resize: bool = False,
     ) -> NDArray[np.float32]:
-        """Predict patches that lie in host memory, batch by batch, on the device of the student.
+        """Predict class probabilities of patches in host memory, batch by batch, on the device of the student.
 
         Args:
             array: [n, bands, H, W] stored values, such as `store.read(rows, student.bands)`.
