@@ -69,8 +69,7 @@ def export_run(
         kind: `pt2`, `onnx` or `torchvision`.
         out: Folder to write; None takes the folder `export` inside the run's.
         bands: Three bands for torchvision's models; None takes all bands of the student.
-        license: License of the weights (SPDX). None keeps the one of an earlier export in the folder, or else the one
-            in the weights file.
+        license: License of the weights (SPDX). None keeps that of an earlier export, or else of the weights file.
 
     Returns:
         Absolute path of the model file.
@@ -105,8 +104,7 @@ def export_run(
     except OSError as error:
         raise RunError(cannot_write(target, error)) from None
     try:
-        # Write and check everything in another folder first. So `target` never has a file that was not yet compared
-        # with the student.
+        # Write into another folder first: `target` must never have a file that was not compared with the student.
         differences, samples = _write_model(form, part / FILES[form], described, bands)
         _keep_earlier(earlier, target, part)
         _write_documents(facts, described, _earlier_differences(earlier) | differences, samples, part)
