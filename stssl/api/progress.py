@@ -16,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stssl.analysis.probe import ProbeResult
-from stssl.archives.conversion import Summary
 from stssl.base.logs import plain_printer, shown_messages
 from stssl.recipes.recipe import RunRecipe
 from stssl.store.schema import printable
@@ -27,6 +25,8 @@ from stssl.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from stssl.analysis.comparison import Difference
+    from stssl.analysis.probe import ProbeResult
+    from stssl.archives.conversion import Summary
     from stssl.scoring.groups import GroupScores
 
 EVERY = 10
@@ -160,7 +160,7 @@ def run_with_progress(console: Console, recipe: RunRecipe) -> str:
         return run(recipe, watch, checked=True).place
 
 
-def probe_table(rows: list[ProbeResult]) -> Table:
+def probe_table(rows: "list[ProbeResult]") -> Table:
     """Return a table of a probe's test scores. Each row is one method, such as k-NN, with one number of labels."""
     scores = [name for name in ("mAP", "mAP_micro", "accuracy", "balanced_accuracy", "F1") if name in rows[0]["test"]]
     table = Table(title="test")
@@ -237,7 +237,7 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
         yield lambda done, total: follow(done, total, unit)
 
 
-def conversion_summary(summary: Summary) -> str:
+def conversion_summary(summary: "Summary") -> str:
     """Return a few lines about a finished conversion: how many patches it stored, and the problems that it met."""
     lines = [f"{summary.patches:,} patches in {summary.shards} shards, {summary.converted} of them converted now"]
     lines += [f"  {printable(note)}" for note in summary.notes]

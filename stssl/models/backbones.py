@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stssl.base.errors import ConfigError, first_line
 from stssl.base.json_types import JsonMapping
 from stssl.models.injection import Family, Shape
+from stssl.models.timm_import import load_timm
 
 if TYPE_CHECKING:
 
@@ -51,6 +52,7 @@ def slim_resnet(in_channels: int, classes: int, **options: Any) -> Backbone:
     Raises:
         ValueError: `layers` or `channels` has not four numbers, or the first number of channels is odd.
     """
+    load_timm()
     from timm.models.resnet import BasicBlock, ResNet
 
     options = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} | options
@@ -111,8 +113,7 @@ def make_backbone(name: str, options: JsonMapping, *, size: int, in_channels: in
             return OWN[name](in_channels, classes, **options)
         except (*MISFITS, RuntimeError) as error:
             raise ConfigError(f"model.backbone_args do not fit {name}: {first_line(error)}") from None
-    import timm
-
+    timm = load_timm()
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *OWN], n=3)
         raise ConfigError(f"model.backbone: timm has no '{name}'" + (f". Near: {', '.join(near)}" if near else ""))

@@ -26,6 +26,7 @@ from stssl.models.known_weights import (
     satmae_sentinel,
 )
 from stssl.models.sealed import EXPORTS
+from stssl.models.timm_import import load_timm
 from stssl.models.weight_bands import RGB
 from stssl.models.weight_files import StateDict, WeightFile, read_weight_file
 from stssl.models.weight_layouts import recognize
@@ -173,15 +174,14 @@ def _arch(file: WeightFile, path: str, kernel: Tensor | None) -> str | None:
         path: Path of the file.
         kernel: First convolution's kernels; None if there are none.
     """
-    from timm import is_model, list_models
-
     if kernel is not None and (arch := arch_of_kernel(kernel)):
         return arch
     said = file.setting("arch", "model", "backbone")
-    if isinstance(said, str) and is_model(said):
+    timm = load_timm()
+    if isinstance(said, str) and timm.is_model(said):
         return said.partition(".")[0]
     stem = Path(path).name
-    fitting = [name for name in list_models() if re.match(re.escape(name) + r"([-.]|$)", stem)]
+    fitting = [name for name in timm.list_models() if re.match(re.escape(name) + r"([-.]|$)", stem)]
     return max(fitting, key=len, default=None)
 
 
@@ -215,8 +215,6 @@ def timm_name(weights: str, name: str) -> str:
     Raises:
         ConfigError: timm has no such weights for the backbone. The message lists the tags.
     """
-    from timm.models import list_pretrained
-
     base = name.partition(".")[0]
     if weights == "imagenet":
         return name
@@ -225,7 +223,7 @@ def timm_name(weights: str, name: str) -> str:
     if dot and network != base:
         raise ConfigError(f"model.weights: timm:{tag} is of {network}, and model.backbone is {name}. Name one of them.")
     full = tag if dot else f"{base}.{tag}"
-    known = list_pretrained(f"{base}*")
+    known: list[str] = load_timm().list_pretrained(f"{base}*")
     tags = [one.partition(".")[2] for one in known if one.partition(".")[0] == base]
     if full not in known:
         choice = f"It has: {', '.join(tags)}" if tags else "It has none"
@@ -239,10 +237,8 @@ def timm_facts(weights: str, name: str) -> Checkpoint:
     Raises:
         ConfigError: timm has no such weights for the backbone.
     """
-    from timm.models import get_pretrained_cfg
-
     full = timm_name(weights, name)
-    config: Any = get_pretrained_cfg(full)
+    config: Any = load_timm().get_pretrained_cfg(full)
     known = None
     if config is not None:
         where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url or "timm")

@@ -17,6 +17,7 @@ from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.logs import LOG
 from stssl.base.scaling import BandScaling, StoredType
 from stssl.models.backbones import Backbone, make_backbone
+from stssl.models.timm_import import load_timm
 from stssl.models.weight_bands import BandsMissing, pick_bands
 from stssl.models.weight_files import StateDict
 from stssl.models.weight_fitting import DERIVED, Matching, fit_weights
@@ -248,22 +249,20 @@ def refuse_twins(
     Raises:
         ConfigError: The weights are those of such a network. The message names it.
     """
-    from timm import is_model
-
-    base = name.partition(".")[0]
+    timm, base = load_timm(), name.partition(".")[0]
     if checkpoint.arches and not base.startswith(checkpoint.arches):
-        arch = "tf_" + base if is_model("tf_" + base) else f"{checkpoint.arches}0"
+        arch = "tf_" + base if timm.is_model("tf_" + base) else f"{checkpoint.arches}0"
         raise ConfigError(_twin_words(checkpoint, arch, name))
     said = checkpoint.arch
     if said is None:
         twin = base.removeprefix("tf_") if base.startswith("tf_") else f"tf_{base}"
-        if is_model(twin) and rank() == 0:
+        if timm.is_model(twin) and rank() == 0:
             LOG.warning(
                 "model.weights: %s fits %s and %s, which compute different numbers, and does not say which it is of.",
                 *(checkpoint.source, base, twin),
             )
         return
-    if said == base or not is_model(said):
+    if said == base or not timm.is_model(said):
         return
     try:
         other = make_backbone(said, options, size=size, in_channels=in_channels, classes=classes, hub=False)

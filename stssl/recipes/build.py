@@ -16,6 +16,7 @@ from stssl.data.sampler import StreamSampler
 from stssl.data.views import PixelScaler, ViewDrawer
 from stssl.models import NetworkRole, build_network
 from stssl.models.backbones import Backbone, check_images, layer_numbers
+from stssl.models.blank import BlankWeights
 from stssl.models.geoclip import without_file
 from stssl.models.weights import FirstWeights
 from stssl.recipes.fine_tuning import require_same_classes
@@ -49,7 +50,8 @@ def check_recipe(recipe: Recipe) -> list[str]:
     require_same_classes(recipe, data.space.classes)
     # Check with random weights if the recipe's weights come from the internet: a check must work offline.
     offline = recipe if checkable(recipe) else without_weights(recipe, encoder=False)
-    step, steps = build_step(offline, data), recipe.schedule.steps
+    with BlankWeights():
+        step, steps = build_step(offline, data), recipe.schedule.steps
     for network in step.networks.values():
         model, bands = recipe.model, len(recipe.data.bands)
         backbone = network.get_submodule("backbone")

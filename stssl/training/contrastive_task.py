@@ -18,6 +18,7 @@ from stssl.contrastive.step import ContrastiveStep, Pairs, PretrainEncoder
 from stssl.contrastive.views import apply_pretrain_view
 from stssl.data.views import PixelScaler
 from stssl.models.backbones import check_images, shape_of
+from stssl.models.blank import BlankWeights
 from stssl.models.ema import average_batchnorm, evaluating
 from stssl.models.layout import placed
 from stssl.models.weights import FirstWeights, open_first_weights
@@ -266,6 +267,7 @@ def check_pretraining(recipe: PretrainRecipe) -> list[str]:
     model = recipe.model.model_copy(update={} if checkable(recipe) else {"weights": "none"})
     bands, size = len(recipe.data.bands), recipe.model.image_size
     first = first_weights_of(model, recipe.data.bands)
-    encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp, first)
+    with BlankWeights():
+        encoder = build_encoder(model, bands, recipe.pretext.projection, recipe.pretext.mlp, first)
     check_images(encoder, encoder.backbone, model.backbone, bands=bands, size=size)
     return announce(recipe, data)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stssl.recipes.optimizers import Decayed, OptimizerConfig, ScheduleConfig
+from stssl.training.plain_optimizers import SGD, AdamW
 from stssl.training.rates import NEW, LayerRate
 
 TOKENS = ("pos_embed", "token", "absent", "position")
@@ -86,14 +87,14 @@ def make_optimizer(
     """
     groups = parameter_groups(module, config.weight_decay, config.decayed, rates)
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
         # Create the momentum now. Torch would create it in the first step, and leave it uninitialized if it skips this
         # step.
         for parameter in module.parameters():
             if config.momentum and parameter.requires_grad:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return AdamW(groups, lr=config.lr, fused=True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig, base: float) -> None:
