@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import torch
 
-Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
+OptimizerType = TypeVar("OptimizerType", bound=type[torch.optim.Optimizer])
 
 
-def _unwrapped(kind: Kind) -> Kind:
+def _unwrapped(kind: OptimizerType) -> OptimizerType:
     """Give a class the optimizer's own methods in place of those that torch wrapped for its compiler."""
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         setattr(kind, name, inspect.unwrap(getattr(kind, name)))
