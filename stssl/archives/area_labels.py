@@ -1,7 +1,7 @@
 """Measure which share of a patch each class covers, from polygons or from a raster of class indexes.
 
 Polygons are read from GeoJSON and GeoPackage by pyogrio and shapely (extra `polygons`), and rasters from GeoTIFF. A
-file is refused if its first bytes are those of another format: some formats of GDAL make it read any other file.
+file is refused if its first bytes are those of another format, since some formats make GDAL read any other file.
 """
 
 import re
@@ -40,7 +40,7 @@ _GEOPACKAGE = b"SQLite format 3\0"
 
 
 class AreaLabels(Protocol):
-    """Define the methods that a map of classes (polygons or a raster) must have: they measure classes in patches.
+    """Define the methods that a map of classes (polygons or a raster) must have, to measure the classes in a patch.
 
     Attributes:
         classes: Names of the classes.
@@ -51,35 +51,37 @@ class AreaLabels(Protocol):
     notes: tuple[str, ...]
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
-        """Return True if this map of classes and an image may overlap. Only rectangles around both are compared.
+        """Return True if this map of classes and an image may overlap. Only the rectangles around both are compared.
 
         Args:
-            grid: Grid of the image.
+            grid: Coordinate system, upper left corner and pixel size of the image.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
         """
         ...
 
     def shares(self, grid: ImageGrid, side: int) -> Shares:
-        """Measure the share of a patch that each class covers.
+        """Measure which share of the area of a patch each class covers.
 
         Args:
-            grid: Grid of the patch.
+            grid: Coordinate system, upper left corner and pixel size of the patch.
             side: Width and height of the patch in pixels.
 
         Returns:
-            [classes] shares from 0 to 1.
+            Shares [classes] from 0 to 1, in the sequence of `classes`.
         """
         ...
 
 
 def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaLabels:
-    """Open a map of classes: polygons or a raster of class indexes. Return an object that measures patches.
+    """Open a map of classes (polygons or a raster), and return an object that measures which classes cover a patch.
 
     Args:
-        path: GeoJSON, GeoPackage or GeoTIFF.
-        attribute: Attribute of the polygons with the class name; None chooses one with a usual name, such as `label`.
-        classes: Names of a raster's indexes, such as `1=forest,2=water`.
+        path: GeoJSON, GeoPackage or GeoTIFF file.
+        attribute: Attribute of the polygons that holds the class name; None chooses one with a usual name, such as
+            `label`. For a raster, it must be None.
+        classes: Names of a raster's class indexes, such as `1=forest,2=water`; None takes the numbers as names. For
+            polygons, it must be None.
 
     Raises:
         ConfigError: `attribute` or `classes` does not fit the file, or shapely and pyogrio are not installed.
@@ -101,25 +103,37 @@ def open_labels(path: Path, attribute: str | None, classes: str | None) -> AreaL
 
 @dataclass
 class _Shapes:
-    """Hold polygons in one coordinate system, with a spatial index that finds the polygons at a place."""
+    """Hold polygons in one coordinate system, with a spatial index that finds the polygons near a rectangle.
+
+    Attributes:
+        shapes: [n] shapely polygons; empty ones for polygons outside the area of the coordinate system.
+        tree: Spatial index of `shapes`.
+    """
 
     shapes: NDArray[np.object_]
     tree: "shapely.STRtree"
 
 
 class PolygonLabels:
-    """Measure which share of a patch each class covers, from polygons. An overlap of two polygons counts once."""
+    """Measure which share of a patch each class covers, from polygons.
+
+    An area where several polygons of one class overlap counts once.
+    """
 
     def __init__(self, path: Path, attribute: str | None) -> None:
-        """Read the polygons in a file, and the names of their classes.
+        """Read the polygons in a file, and the class name of each.
+
+        Other shapes, and polygons without a class name, are left out.
 
         Args:
-            path: GeoJSON or GeoPackage.
-            attribute: Attribute with the name of the class; None chooses one by its name, such as `label`.
+            path: GeoJSON or GeoPackage file.
+            attribute: Attribute of the polygons that holds the class name; None chooses one with a usual name, such as
+                `label`.
 
         Raises:
-            ConfigError: The attribute does not exist, or a package is not installed.
-            DataError: The file cannot be read, or has no polygons.
+            ConfigError: The file has no such attribute, or shapely or pyogrio is not installed.
+            DataError: The file cannot be read, has no polygons with a class name, or has more than `MOST_CLASSES`
+                classes.
         """
         shapely = _shapely()
         meta, shapes, values, attribute = _read_polygons(path, attribute)
@@ -149,14 +163,17 @@ class PolygonLabels:
         self._placed: dict[str, _Shapes] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without projected polygons and spatial indexes: another process makes its own."""
+        """Return the dict of attributes to pickle, without projected polygons and spatial indexes.
+
+        Another process projects the polygons again.
+        """
         return self.__dict__ | {"_placed": {}}
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
         """Return True if the rectangle around at least one polygon meets an image.
 
         Args:
-            grid: Grid of the image.
+            grid: Coordinate system, upper left corner and pixel size of the image.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
         """
@@ -164,14 +181,14 @@ class PolygonLabels:
         return len(self._in(grid.crs).tree.query(_shapely().box(*box))) > 0
 
     def shares(self, grid: ImageGrid, side: int) -> Shares:
-        """Measure the share of a patch that each class covers.
+        """Measure which share of the area of a patch the polygons of each class cover.
 
         Args:
-            grid: Grid of the patch.
+            grid: Coordinate system, upper left corner and pixel size of the patch.
             side: Width and height of the patch in pixels.
 
         Returns:
-            [classes] shares from 0 to 1.
+            Shares [classes] from 0 to 1, in the sequence of `classes`.
 
         Raises:
             DataError: The polygons cannot be projected.
@@ -189,7 +206,10 @@ class PolygonLabels:
         return np.minimum(out, 1.0)
 
     def _in(self, crs: str) -> _Shapes:
-        """Return the polygons in the coordinate system `crs`, with a spatial index. Remember both for later calls."""
+        """Return all polygons, projected to the coordinate system `crs`, with a spatial index.
+
+        Store the result in this object for later calls.
+        """
         if crs not in self._placed:
             shapely = _shapely()
             shapes, target = shapely.from_wkb(self._bytes), system_of(crs)
@@ -214,7 +234,20 @@ def _shapely() -> Any:
 
 
 def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], Any, NDArray[np.object_], str]:
-    """Read a file of polygons. Return its description, the shapes, their class values, and the attribute's name."""
+    """Read the polygons in a file, and the value of the attribute that holds their class names.
+
+    Args:
+        path: GeoJSON or GeoPackage file.
+        attribute: Name of the attribute; None chooses one with a usual name, such as `label`.
+
+    Returns:
+        A tuple of four: the file's metadata (a dict, with the coordinate system under `crs`), the shapely shapes [n],
+        the value of the attribute for each shape [n], and the name of the attribute.
+
+    Raises:
+        ConfigError: The file has no such attribute, or no attribute has a usual name.
+        DataError: The file cannot be read, or does not have exactly one layer.
+    """
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -233,7 +266,16 @@ def _read_polygons(path: Path, attribute: str | None) -> tuple[dict[str, Any], A
 
 
 def _attribute(fields: Sequence[str], wanted: str | None, path: Path) -> str:
-    """Return the name of the attribute with the polygons' class: `wanted`, or, if it is None, one such as `label`."""
+    """Return the name of the attribute that holds the class names of the polygons in a file.
+
+    Args:
+        fields: Names of all attributes in the file.
+        wanted: Name that the user gave; None chooses an attribute with a usual name, such as `label`, or the only one.
+        path: The file, for messages.
+
+    Raises:
+        ConfigError: `wanted` is not in `fields`, or no attribute can be chosen.
+    """
     known = ", ".join(fields) or "none"
     if wanted is not None:
         if wanted not in fields:
@@ -253,7 +295,7 @@ def _crs_of(meta: Mapping[str, Any], path: Path) -> CRS:
 
 
 def _text(value: object) -> str:
-    """Convert the value of a polygon's attribute to a class name. 7.0 becomes `7`."""
+    """Return the value of a polygon's attribute as text, which is a class name. The number 7.0 becomes `7`."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -267,11 +309,15 @@ def _moved(points: NDArray[np.float64], source: CRS, target: CRS, path: Path) ->
 
 @dataclass
 class RasterLabels:
-    """Measure which share of a patch each class covers, from a raster: each pixel of the patch takes the nearest class.
+    """Measure which share of a patch each class covers, from a raster of class indexes.
+
+    Each pixel of the patch has the class of the nearest pixel of the raster.
 
     Attributes:
-        path: GeoTIFF with one band of whole numbers.
-        names: Names of the indexes, such as `1=forest,2=water`; None uses the numbers as names.
+        path: GeoTIFF with one band of whole numbers, the class indexes.
+        names: Names of the indexes, such as `1=forest,2=water`; None takes the numbers as names.
+        classes: Names of the classes that occur in the raster.
+        notes: Remarks for the user, one line each, such as indexes without a name.
     """
 
     path: Path
@@ -283,8 +329,9 @@ class RasterLabels:
         """Read the raster once to find the class indexes that occur in it, and name the classes.
 
         Raises:
-            ConfigError: `names` has another form, or names an index twice.
-            DataError: The file is no GeoTIFF with one band of whole numbers, cannot be read, or has no named index.
+            ConfigError: `names` has another form than INDEX=NAME,INDEX=NAME, or has an index twice.
+            DataError: The file is no GeoTIFF with one band of whole numbers, cannot be read, or has no index with a
+                name.
         """
         if scene_driver(self.path) != SCENE_DRIVERS[0]:
             raise DataError(f"--labels: {self.path} is neither GeoJSON, GeoPackage nor GeoTIFF.")
@@ -310,10 +357,12 @@ class RasterLabels:
         self.notes = (f"the indexes {words} have no name in --classes: they are no label",) if left else ()
 
     def touches(self, grid: ImageGrid, height: int, width: int) -> bool:
-        """Return True if the raster and an image overlap, False also if the image cannot be projected to the raster.
+        """Return True if the raster and an image may overlap. Only the rectangles around both are compared.
+
+        Return False if the corners of the image cannot be projected to the raster's coordinate system.
 
         Args:
-            grid: Grid of the image.
+            grid: Coordinate system, upper left corner and pixel size of the image.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
         """
@@ -329,14 +378,16 @@ class RasterLabels:
         return bool(west < own.right and east > own.left and south < own.top and north > own.bottom)
 
     def shares(self, grid: ImageGrid, side: int) -> Shares:
-        """Measure the share of a patch that each class covers.
+        """Measure which share of the pixels of a patch each class of the raster covers.
+
+        Pixels without a raster pixel, or with an index that has no name, count for no class.
 
         Args:
-            grid: Grid of the patch.
+            grid: Coordinate system, upper left corner and pixel size of the patch.
             side: Width and height of the patch in pixels.
 
         Returns:
-            [classes] shares from 0 to 1.
+            Shares [classes] from 0 to 1, in the sequence of `classes`.
 
         Raises:
             DataError: The raster cannot be read.
@@ -359,10 +410,10 @@ class RasterLabels:
 
 
 def _parsed(names: str) -> dict[int, str]:
-    """Parse a text such as `1=forest,2=water`. Return the class names by index.
+    """Parse a text such as `1=forest,2=water`. Return a dict from class index to class name.
 
     Raises:
-        ConfigError: The text has another form, or names an index twice.
+        ConfigError: The text has another form, or has an index twice.
     """
     found: dict[int, str] = {}
     for word in names.split(","):

@@ -14,7 +14,9 @@ from stssl.base.arrays import AnyArray
 
 @dataclass(frozen=True)
 class BandNumbers:
-    """Describe how the stored numbers of a band become those that students (trained networks) expect.
+    """Hold how to convert the stored numbers of a band to those that students (trained networks) expect.
+
+    The converted number is (stored number + shift) * factor.
 
     Attributes:
         nodata: Stored number that means "not measured", in addition to the file's own mask; None if there is none.
@@ -28,15 +30,21 @@ class BandNumbers:
 
     @property
     def plain(self) -> bool:
-        """Return True if stored numbers need no conversion."""
+        """Return True if the stored numbers need no conversion: the shift is 0 and the factor is 1."""
         return not self.shift and self.factor == 1
 
     def measured(self, stored: AnyArray) -> NDArray[np.bool_] | None:
-        """Return for each stored number whether it differs from `nodata`; None if the band has no such number."""
+        """Return which stored numbers are measured: booleans of the same shape, False where a number equals `nodata`.
+
+        Return None if the band has no `nodata`.
+        """
         return None if self.nodata is None else np.asarray(stored != self.nodata)
 
     def converted(self, stored: AnyArray) -> AnyArray:
-        """Return the shifted and scaled stored integers, rounded and clipped to the range of their type."""
+        """Return stored integers after shift and scaling, rounded and clipped to the range of their type.
+
+        The result has the shape and the type of `stored`, an array.
+        """
         if self.plain:
             return stored
         limits = np.iinfo(str(stored.dtype))
@@ -45,10 +53,11 @@ class BandNumbers:
 
 
 def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
-    """Describe how a band's stored numbers must be shifted, by the scale and the offset that its file states.
+    """Return how to shift a band's stored numbers, from the scale and the offset that its file states.
 
-    Files of some archives state reflectance = scale * number + offset. Students expect scale * number, so the shift is
-    offset / scale. It is 0 if the file states no offset.
+    Files of some archives state reflectance = scale * number + offset. Students (trained networks) expect scale *
+    number, so the shift is offset / scale. It is 0 if the file states no offset. The returned `BandNumbers` does not
+    scale.
 
     Args:
         file: Open file.

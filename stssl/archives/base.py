@@ -31,22 +31,25 @@ class Archive(Protocol):
 
     @property
     def arrays(self) -> tuple[PixelArray, ...]:
-        """Describe the pixel arrays that the archive gives to a store, one for each resolution."""
+        """Return descriptions of the archive's pixel arrays, one for each resolution: name, bands, size and type."""
         ...
 
     @property
     def maps(self) -> tuple[PixelArray, ...]:
-        """Describe the archive's maps: pixel arrays without image bands, such as maps of classes."""
+        """Return descriptions of the archive's maps: pixel arrays without image bands, such as maps of classes."""
         ...
 
     @property
     def attributes(self) -> JsonMapping:
-        """Return further attributes for the store's Zarr group, such as the makers' statistics of the bands."""
+        """Return a dict of further attributes for the store's Zarr group, such as the makers' band statistics."""
         ...
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Describe the metadata columns that the archive gives to a store, such as latitude and labels."""
+        """Return descriptions of the metadata columns that the archive gives to a store.
+
+        Such columns are latitude and labels, for example.
+        """
         ...
 
     @property
@@ -74,9 +77,9 @@ class Archive(Protocol):
 
     @property
     def about(self) -> JsonMapping:
-        """Return values that identify this archive and the way of reading it, without paths, hosts and times.
+        """Return a dict that identifies this archive and the way of reading it, without paths, hosts and times.
 
-        An interrupted conversion continues only if these values are still equal: they must not depend on the machine.
+        An interrupted conversion continues only if this dict is still equal: it must not depend on the machine.
         """
         ...
 
@@ -86,7 +89,7 @@ class Archive(Protocol):
         ...
 
     def read(self, row: int) -> Patch:
-        """Read one patch of the archive: its pixels, labels, place and time.
+        """Read one patch of the archive, and return its pixels, labels, place and time.
 
         Args:
             row: Row of the patch in the store.
@@ -102,18 +105,24 @@ class Archive(Protocol):
 
 @runtime_checkable
 class SlicedArchive(Protocol):
-    """Define the method of archives that can be cut to some patches: a process then gets only those that it reads."""
+    """Define the method of archives that can be cut to some of their patches.
+
+    A worker process then gets only the part of the archive that it reads.
+    """
 
     def of_rows(self, rows: range) -> Archive:
-        """Return an archive that can read only the patches in `rows` of the store. Their row numbers stay the same."""
+        """Return a copy of this archive that can read only the patches in `rows` of the store.
+
+        The patches keep their row numbers.
+        """
         ...
 
 
 class Window(Sequence[T_co]):
-    """Hold a contiguous part of a sequence. A value is still found by its position in the whole sequence."""
+    """Hold a contiguous part of a sequence. An index still counts from the start of the whole sequence."""
 
     def __init__(self, values: Sequence[T_co], rows: range) -> None:
-        """Store the values at the positions `rows` of the whole sequence. These positions must have no gaps."""
+        """Copy the items at the positions `rows` of the whole sequence `values`. The step of `rows` must be 1."""
         self._values, self._start = list(values[rows.start : rows.stop]), rows.start
 
     def __len__(self) -> int:
@@ -125,10 +134,10 @@ class Window(Sequence[T_co]):
     @overload
     def __getitem__(self, at: slice) -> Sequence[T_co]: ...
     def __getitem__(self, at: int | slice) -> T_co | Sequence[T_co]:
-        """Return the value at a position of the whole sequence.
+        """Return the item at the position `at`, which counts from the start of the whole sequence.
 
         Raises:
-            IndexError: The window does not hold this position.
+            IndexError: The window does not hold this position, or `at` is a slice.
         """
         if isinstance(at, slice) or not 0 <= at - self._start < len(self._values):
             raise IndexError(f"{at} is not one of {len(self._values)} positions from {self._start} on")
@@ -143,7 +152,7 @@ class ArchiveFormat(Protocol):
     """
 
     def __call__(self, archive: Path, *args: Any, **options: Any) -> Archive:
-        """Open an archive (a published data set), and find its patches.
+        """Open an archive (a published data set), find its patches, and return the open archive.
 
         Args:
             archive: Folder or file of the archive, as an absolute path.
@@ -157,7 +166,7 @@ class ArchiveFormat(Protocol):
         ...
 
     def write_example(self, folder: Path) -> "Example":
-        """Write a tiny archive of this format for tests, and return the values that its store must hold.
+        """Write a tiny archive of this format for tests. Return its description with the values of its future store.
 
         Args:
             folder: Empty folder to write into.
@@ -173,8 +182,9 @@ class Option:
     NAME=FOLDER, once for each name. Each type may be combined with None.
 
     Attributes:
-        help: One line for the command line's help.
-        flag: Name of the option on the command line. The default is the parameter's name with hyphens.
+        help: Description of the option in one line, for the command line's help.
+        flag: Name of the option on the command line, without hyphens at its start. Empty takes the parameter's name,
+            with hyphens in place of underscores.
     """
 
     help: str
@@ -183,17 +193,17 @@ class Option:
 
 @dataclass(frozen=True)
 class ExamplePatch:
-    """Hold the values that a store must have for one patch of an example archive. A test compares the store with them.
+    """Hold the values that a store must have for one patch of an example archive, so that a test can compare the store.
 
     Attributes:
         name: Name of the patch.
         file: A file with pixels of this patch alone. A test damages it and checks that the conversion notices.
         pixels: Name of each band, and the one value of all its pixels.
-        classes: Names of its classes; empty for an unlabeled patch.
-        place: Latitude and longitude of its center in degrees; None if the place is unknown.
+        classes: Names of the classes of the patch; empty for an unlabeled patch.
+        place: Latitude and longitude of the patch's center in degrees; None if the place is unknown.
         time: Acquisition time; None if the time is unknown.
-        part: `train`, `validation` or `test` in the first split; empty if the patch is in none.
-        error: Name of its error code; `ok` for a good patch.
+        part: `train`, `validation` or `test` in the archive's first split; empty if the patch is in none of these.
+        error: Name of the patch's error code; `ok` for a good patch.
     """
 
     name: str
@@ -212,9 +222,9 @@ class Example:
 
     Attributes:
         archive: Folder or file to convert.
-        patches: Its patches, in the order of the store's rows.
+        patches: The archive's patches, in the order of the store's rows.
         label_set: Name of the store's column with the classes.
-        options: Options of the format that the test gives to the conversion, by name.
+        options: Options of the archive format that the test gives to the conversion, by name.
         tolerance: Largest allowed difference between a stored and an expected pixel value: some formats lose accuracy.
     """
 
@@ -226,7 +236,10 @@ class Example:
 
 
 def time_values(when: datetime | None) -> Values:
-    """Return a UTC time as the store columns `time` (seconds since 1970) and `day_of_year`; no columns for None."""
+    """Return a time as a dict of the store columns `time` (seconds since 1970) and `day_of_year`.
+
+    A time without time zone counts as UTC. For None, the dict is empty.
+    """
     if when is None:
         return {}
     when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
@@ -234,7 +247,10 @@ def time_values(when: datetime | None) -> Values:
 
 
 def season_of(when: datetime | None) -> str:
-    """Return the meteorological season of a date in the northern hemisphere, such as `winter`; empty if it is None."""
+    """Return the name of the meteorological season of a time in the northern hemisphere, such as `winter`.
+
+    For None, return an empty text.
+    """
     return SEASONS[when.month] if when else ""
 
 
@@ -242,7 +258,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def degrees(cell: object) -> float:
-    """Read a latitude or longitude in a cell of a table. Return NaN if the cell holds no number.
+    """Convert a cell of a table, which should hold a latitude or longitude, to a number. Return NaN for no number.
 
     `1_0` is a number in Python, and `48,1` is a number in some countries. Both give NaN, since a wrong place would be
     worse than a missing one.
@@ -253,5 +269,8 @@ def degrees(cell: object) -> float:
 
 
 def good_place(lat: float, lon: float) -> bool:
-    """Return True if latitude and longitude are finite and within their ranges in degrees."""
+    """Return True if the latitude is from -90 to 90 degrees, and the longitude from -180 to 180 (both inclusive).
+
+    For NaN, return False.
+    """
     return bool(np.isfinite(lat) and np.isfinite(lon) and abs(lat) <= 90 and abs(lon) <= 180)

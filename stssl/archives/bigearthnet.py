@@ -104,6 +104,7 @@ class BigEarthNet1:
                 The lists beside the archive are the split `official`.
 
         Raises:
+            ConfigError: `bands` is neither `all` nor `rgb`.
             DataError: The archive has no patches, a list cannot be read, or `metadata` has none of the patches.
         """
         self.archive = archive
@@ -140,7 +141,7 @@ class BigEarthNet1:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests, and return the values that its store must hold.
+        """Write a tiny archive for tests, and return its description with the values that its store must hold.
 
         It has six patches and the lists of a split. The last patch has no labels and is in no list.
 
@@ -168,10 +169,10 @@ class BigEarthNet1:
         return Example(archive, tuple(patches), "labels_43")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: its bands, its labels from the JSON file, and its values in the archive's lists.
+        """Read one patch, and return its bands, labels, place, time, and its values in the archive's lists.
 
-        The lists give splits, country, snow and clouds. A patch of v2.0, a second patch of one name, or a damaged
-        patch is returned with an error in its list of problems.
+        Labels, place and time are in the patch's JSON file. The lists give splits, country, snow and clouds. A patch of
+        v2.0, a second patch of one name, or a damaged patch is returned with an error in its list of problems.
 
         Args:
             row: Row of the patch in the store.
@@ -197,14 +198,15 @@ class BigEarthNet1:
 
 
 def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterator[str]:
-    """Yield the paths of patch folders relative to the archive. Search up to three levels of folders by default.
+    """Yield the paths of patch folders as texts, relative to the archive.
 
-    Patch folders of v2.0 are listed too, so that the conversion reports them and does not skip them silently.
+    Three levels of folders are searched by default. Patch folders of v2.0 are listed too, so that the conversion
+    reports them and does not skip them silently.
 
     Args:
-        folder: Folder to search.
-        prefix: Path of `folder` relative to the archive, with a slash at its end.
-        depth: How many further levels of folders to search.
+        folder: Folder to search: the archive, or a folder in it.
+        prefix: Path of `folder` relative to the archive, with a slash at its end; empty for the archive itself.
+        depth: How many levels of folders below those in `folder` to search.
     """
     for entry in folders_in(folder):
         if V1_NAME.fullmatch(entry.name) or V2_NAME.fullmatch(entry.name) or _holds_bands(entry.path):
@@ -214,7 +216,7 @@ def list_patches(folder: str | Path, prefix: str = "", depth: int = 2) -> Iterat
 
 
 def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
-    """Yield the folders in a folder, except hidden ones.
+    """Yield a directory entry for each folder in the folder `path`, except hidden ones.
 
     Raises:
         DataError: The path is no folder, or the folder cannot be listed.
@@ -229,7 +231,13 @@ def folders_in(path: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _holds_bands(path: str) -> bool:
-    """Return True if a folder has files named like those of a BigEarthNet patch. Its own name does not matter."""
+    """Return True if the folder `path` has a file named like those of a BigEarthNet patch.
+
+    Such a name ends in `_B02.tif` or `_labels_metadata.json`. The folder's own name does not matter.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
     try:
         with os.scandir(path) as entries:
             return any(entry.name.endswith(("_B02.tif", "_labels_metadata.json")) for entry in entries)
@@ -238,25 +246,27 @@ def _holds_bands(path: str) -> bool:
 
 
 def _flags(names: tuple[str, ...], path: Path | None) -> NDArray[np.bool_]:
-    """Read a list of patch names, such as that of patches with snow. Return for each patch whether the list names it.
+    """Return for each patch whether a list names it. Such a list has the names of patches with snow, for example.
 
     Args:
         names: Names of all patches.
         path: File of the list. If it is None, the result is False for all patches.
 
     Returns:
-        [patches] True if the list names the patch.
+        Booleans [patches].
     """
     listed = read_names(path) if path else frozenset()
     return np.array([name in listed for name in names])
 
 
 def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
-    """Return the country of each patch, [patches] texts, as a table names it; an empty text if none does.
+    """Return the country of each patch as a table states it: an array [patches] of texts.
+
+    The text is empty for a patch without a country in the table.
 
     Args:
         names: Names of all patches.
-        path: Table, or folder with v2.0's tables; None if there is none.
+        path: Table, or folder with the tables of BigEarthNet v2.0; None if there is no table.
     """
     known: dict[str, str] = {}
     for file in sorted(path.glob("metadata*.parquet")) if path and path.is_dir() else [path] if path else []:
@@ -268,9 +278,14 @@ def _countries(names: tuple[str, ...], path: Path | None) -> AnyArray:
 
 
 def read_patch_json(patch: Patch, path: Path) -> None:
-    """Read labels, time and place of a v1.0 patch into `patch`. Add an unusable one of these to the patch's problems.
+    """Read labels, place and time of a v1.0 patch from its JSON file, and add them to `patch.values`.
 
-    The time comes from the JSON file only: the time in many patch names is wrong.
+    If one of these is unusable, add an error to the problems of `patch` instead. The time comes from the JSON file
+    only, since the time in many patch names is wrong.
+
+    Args:
+        patch: Patch to change.
+        path: The JSON file.
 
     Raises:
         BadPatchError: The file is missing, is no JSON file, or has no list of labels.
@@ -297,14 +312,15 @@ def read_patch_json(patch: Patch, path: Path) -> None:
 
 
 def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
-    """Turn the class names of a patch into the label columns of a store.
+    """Return the label columns of a store for one patch, made from the names of its classes.
 
     Args:
         labels: Names of the patch's classes.
         known: All class names of the data set: `LABELS_43` or `LABELS_19`.
 
     Returns:
-        The column `labels_19`, and `labels_43` if `known` is `LABELS_43`: 1 for each class of the patch, else 0.
+        A dict with the column `labels_19`, and also `labels_43` if `known` is `LABELS_43`. A column is an array with
+        one entry for each class: 1 if the patch has the class, else 0.
 
     Raises:
         BadPatchError: The patch has no label, or a label that is not in `known`.
@@ -323,7 +339,11 @@ def label_values(labels: Sequence[object], known: tuple[str, ...]) -> Values:
 
 
 def _date(text: object) -> Values:
-    """Turn the acquisition time in a patch's JSON file into the time columns of a store."""
+    """Return the time and season of a patch as a dict of store columns, from the text of the time in its JSON file.
+
+    Raises:
+        BadPatchError: `text` is no text of the form YYYY-MM-DD HH:MM:SS.
+    """
     try:
         when = datetime.strptime(text if isinstance(text, str) else "", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except (TypeError, ValueError):
@@ -332,9 +352,17 @@ def _date(text: object) -> Values:
 
 
 def _place(projection: str, corners: JsonMapping) -> Values:
-    """Turn the corners in a patch's JSON file into the place columns of a store.
+    """Return the place of a patch as a dict of store columns, from the corners in its JSON file.
 
-    These columns are the center in degrees, the upper left corner in the projected grid, and the grid's EPSG code.
+    These columns are latitude and longitude of the center in degrees, the upper left corner in the projected grid, and
+    the EPSG code of this grid.
+
+    Args:
+        projection: Coordinate system of the corners, as WKT.
+        corners: Coordinates `ulx`, `uly`, `lrx` and `lry` of the upper left and lower right corner.
+
+    Raises:
+        BadPatchError: A corner or the projection is missing or unusable.
     """
     try:
         ulx, uly, lrx, lry = (_number(corners[key]) for key in ("ulx", "uly", "lrx", "lry"))
@@ -344,7 +372,7 @@ def _place(projection: str, corners: JsonMapping) -> Values:
 
 
 def _number(value: JsonValue) -> float:
-    """Convert a JSON value to a number. The value may be a number or a text with a number.
+    """Return a JSON value, a number or a text with a number, as a float.
 
     Raises:
         TypeError: The value is neither a number nor a text.
@@ -356,7 +384,12 @@ def _number(value: JsonValue) -> float:
 
 
 def _write_example_patch(folder: Path, patch: ExamplePatch) -> None:
-    """Write the GeoTIFFs and the JSON of one patch of the example archive."""
+    """Write one patch of the example archive: its GeoTIFFs and its JSON file.
+
+    Args:
+        folder: Folder of the patch to write.
+        patch: Values that the files must have.
+    """
     grid = write_patch_folder(folder, patch.pixels, patch.place or (0.0, 0.0))
     about = {
         "labels": list(patch.classes),

@@ -75,6 +75,7 @@ class BigEarthNet2:
                 The split in the tables is called `official`.
 
         Raises:
+            ConfigError: `bands` is neither `all` nor `rgb`.
             DataError: Patches, metadata or maps are missing, or a list cannot be read.
         """
         inner = archive / "BigEarthNet-S2"
@@ -111,7 +112,7 @@ class BigEarthNet2:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests, and return the values that its store must hold.
+        """Write a tiny archive for tests, and return its description with the values that its store must hold.
 
         It has six patches of one Sentinel-2 product, and a metadata table that lacks the last patch.
 
@@ -140,7 +141,10 @@ class BigEarthNet2:
         return Example(folder / "BigEarthNet-S2", tuple(patches), "labels_19")
 
     def read(self, row: int) -> Patch:
-        """Read one patch: its bands, place, date and reference map, and its labels and flags in the metadata tables.
+        """Read one patch, and return its bands, place, date, reference map, labels and flags.
+
+        Labels and flags are in the metadata tables. A patch of v1.0, a second patch of one name, or a damaged patch is
+        returned with an error in its list of problems.
 
         Args:
             row: Row of the patch in the store.
@@ -170,7 +174,11 @@ class BigEarthNet2:
         return patch
 
     def _find_maps(self, given: Path | None, beside: list[Path]) -> Path | None:
-        """Return the folder of reference maps: the given one, or else one beside the archive; None if there is neither.
+        """Return the folder of the reference maps (a map of classes for each patch); None if there is none.
+
+        Args:
+            given: Folder that the user gave; None searches `beside`.
+            beside: Folders that may have a folder `Reference_Maps`. The first one that has it wins.
 
         Raises:
             DataError: The given folder has no maps for the archive's products.
@@ -182,7 +190,11 @@ class BigEarthNet2:
         return given or (found[0] if found else None)
 
     def _read_map(self, patch: Patch, path: Path) -> None:
-        """Read a patch's reference map into `patch`. If the file is missing, the store has zeros for this patch."""
+        """Read the reference map in the file `path` (a map of classes), and add it to `patch.arrays`.
+
+        If the file is missing, leave `patch` unchanged: the store then has zeros for this map. If it is damaged, add an
+        error to the problems of `patch`.
+        """
         try:
             patch.arrays[REFERENCE.name] = read_band(path, REFERENCE.height)[None]
         except BadPatchError as problem:
@@ -191,7 +203,10 @@ class BigEarthNet2:
 
 
 def _list_patches(archive: Path) -> Iterator[str]:
-    """Yield the paths of all patch folders relative to the archive, also those of v1.0 beside the product folders."""
+    """Yield the paths of all patch folders as texts, relative to the folder `archive`.
+
+    Patches of v1.0 that lie beside the product folders are listed too.
+    """
     for product in folders_in(archive):
         if V1_NAME.fullmatch(product.name):
             yield product.name
@@ -202,10 +217,14 @@ def _list_patches(archive: Path) -> Iterator[str]:
 
 
 def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
-    """Read the metadata tables in some files and folders, and return all their rows as one table.
+    """Read the metadata tables of an archive, and return all their rows as one table.
+
+    Args:
+        places: Table files, and folders with table files of the usual names (`TABLES`).
+        archive: Folder of the archive, for messages.
 
     Raises:
-        DataError: No table was found, or a table lacks a column.
+        DataError: A place does not exist, no table was found, a table lacks a column, or its labels are not lists.
     """
     for place in places:
         if not place.exists():
@@ -226,7 +245,10 @@ def _tables(places: list[Path], archive: Path) -> pyarrow.Table:
 
 
 class _Table:
-    """Hold the columns of the metadata tables (labels, split, country, flags), sorted as the patches of the archive."""
+    """Hold the columns of the metadata tables: labels, split, country, flags.
+
+    Each column has one entry for each patch of the archive, in the sequence of these patches.
+    """
 
     def __init__(self, table: pyarrow.Table, names: tuple[str, ...]) -> None:
         place = {name: i for i, name in enumerate(table["patch_id"].to_pylist())}
@@ -241,12 +263,15 @@ class _Table:
         self.labels = pyarrow.compute.fill_null(chosen["labels"].combine_chunks(), [])
 
     def arrays(self) -> tuple[AnyArray, ...]:
-        """Return the values of the metadata tables as arrays. Their hash tells conversions with other tables apart."""
+        """Return the values of the metadata tables as arrays, each with one entry for each patch (flags: [2, patches]).
+
+        A hash of these arrays tells conversions with other tables apart.
+        """
         labels = [";".join(map(str, names)) for names in self.labels.to_pylist()]
         return self.known, self.split, self.flags, self.country.astype(np.str_), np.array(labels, np.str_)
 
     def values(self, row: int) -> Values:
-        """Return labels, split, country, snow and clouds of a patch from the metadata tables, as columns of a store.
+        """Return labels, split, country, snow and clouds of a patch in the metadata tables, as a dict of store columns.
 
         Args:
             row: Row of the patch in the store.
@@ -269,7 +294,11 @@ _SECOND = re.compile(r"_(\d{8}T\d{6})_")
 
 
 def _date(name: str) -> Values:
-    """Read the acquisition time in the name of a patch. Return it as the time columns of a store."""
+    """Return the time and season in the name of a patch as a dict of store columns.
+
+    Raises:
+        BadPatchError: The name has no valid time, such as 20170613T101031.
+    """
     try:
         found = _SECOND.search(name)
         when = datetime.strptime(found[1] if found else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
@@ -279,7 +308,17 @@ def _date(name: str) -> Values:
 
 
 def _place(path: Path) -> Values:
-    """Read the place of a patch from one band's file. Return it as store columns; no columns if the file is missing."""
+    """Return the place of a patch as a dict of store columns, from one of its GeoTIFFs.
+
+    These columns are latitude and longitude of the center, the upper left corner, and the EPSG code of the projection.
+    The dict is empty if the file cannot be opened, since `read_bands` reports this.
+
+    Args:
+        path: GeoTIFF of one band.
+
+    Raises:
+        BadPatchError: The georeference of the file is missing or unusable.
+    """
     try:
         data = path.read_bytes()
     except OSError:

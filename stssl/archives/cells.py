@@ -24,12 +24,12 @@ _NO_DATE = re.compile(r"\d{1,4}|\d{5,7}|\d{9,}(\.\d*)?")
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Return the path of an image that a table names.
+    """Return the path of an image from its name in a table.
 
-    The name may be relative to the table's folder or absolute, and may start with `~` or `file://`.
+    The name may be absolute or relative to `folder`, and may start with `~` or `file://`. The file need not exist.
 
     Raises:
-        BadPatchError: The name is empty, a URL, a path of another system, or has a character that no path may have.
+        BadPatchError: The name is empty, a URL, a path of another operating system or unknown user, or has a NUL.
     """
     text = name.strip()
     if text.startswith("file://"):
@@ -53,9 +53,10 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
-    """Return for each row of a table the number of the first row (from 0) that names the same image file.
+    """Return for each row of a table of images the number of the first row, from 0, that names the same file.
 
-    A file may have many names, such as `b`, `a/../b`, `./b` or a link.
+    A row that repeats no earlier one gets its own number. One file may have several names, such as `b`, `a/../b`, `./b`
+    or a link.
 
     Args:
         folder: Folder that relative paths start at.
@@ -79,7 +80,9 @@ def first_rows(folder: Path, names: Sequence[str]) -> list[int]:
 
 
 def time_of(cell: object) -> Values:
-    """Read a time in a cell of a table. Return it as the time columns of a store; no columns if the cell is empty.
+    """Convert a cell of a table with a time to a dict of store columns (time, day of year, season).
+
+    A time without time zone counts as UTC. An empty cell gives an empty dict.
 
     Raises:
         BadPatchError: The cell is no ISO 8601 time, or its year is out of range.
@@ -97,7 +100,7 @@ def time_of(cell: object) -> Values:
 
 
 def _moment(cell: object) -> datetime:
-    """Convert a cell of a table to a time, which has a time zone only if the cell states one.
+    """Convert a cell of a table to a `datetime`. It has a time zone only if the cell states one.
 
     Raises:
         BadPatchError: The cell is no ISO 8601 time.
@@ -122,7 +125,9 @@ def _moment(cell: object) -> datetime:
 
 
 def place_of(lat: object, lon: object, row: int) -> Values:
-    """Read latitude and longitude in two cells of a table. Return them as store columns; no columns if both are empty.
+    """Return the latitude and longitude in two cells of a table as a dict of the store columns `lat` and `lon`.
+
+    Two empty cells give an empty dict.
 
     Args:
         lat: Cell of the latitude.
@@ -130,7 +135,7 @@ def place_of(lat: object, lon: object, row: int) -> Values:
         row: Row of the table, counted from 0, for messages.
 
     Raises:
-        BadPatchError: The cells are no place in degrees. The message names row and column.
+        BadPatchError: One cell alone is empty, or the cells are no place in degrees. The message names row and column.
     """
     cells = {"lat": lat, "lon": lon}
     missing = [name for name, cell in cells.items() if is_missing(cell)]
@@ -153,9 +158,10 @@ def place_of(lat: object, lon: object, row: int) -> Values:
 
 
 def split_of(cell: object) -> Values:
-    """Read `train`, `validation` or `test` in a cell. Return its code as the store column `split_official`.
+    """Return the part of a split that a cell names as a dict: the store column `split_official` and the part's code.
 
-    Return no column if the cell is empty.
+    Parts are `train`, `validation` and `test`; other usual words, such as `val`, count too. An empty cell gives an
+    empty dict.
 
     Raises:
         BadPatchError: The cell names no part of a split.
@@ -170,7 +176,10 @@ def split_of(cell: object) -> Values:
 
 
 def place_name(cell: object) -> str:
-    """Return the id of a location in a cell of a table as text. 7.0 becomes `7`, and an empty cell an empty text."""
+    """Return the cell of a table that identifies a location as text.
+
+    The number 7.0 becomes `7`, and an empty cell an empty text.
+    """
     if is_missing(cell):
         return ""
     text = str(cell).strip()

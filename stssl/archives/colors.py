@@ -70,7 +70,11 @@ TURN = 0.6180339887498949
 
 
 def class_colors(classes: Sequence[str]) -> list[str]:
-    """Return a color such as `#e6004d` for each class. The same list of classes gets the same colors in every map."""
+    """Return a list with one color for each class name, such as `#e6004d`.
+
+    If all classes are of CORINE or EuroSAT, they get their usual colors. Else a class gets a color by its position in
+    the list, so maps with the same list of classes have the same colors.
+    """
     if all(name in KNOWN for name in classes):
         return [KNOWN[name] for name in classes]
     return [_spread_color(number) for number in range(len(classes))]

@@ -34,15 +34,15 @@ ArchivePlace = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Summary:
-    """Hold the result of a conversion: counts of patches, shards and errors.
+    """Hold the result of a conversion from an archive to a store: counts of patches, shards and errors.
 
     Attributes:
         store: Path or URL of the store.
         patches: Number of patches in the store.
-        shards: Number of shards in the store.
+        shards: Number of shards (files of many patches) in the store.
         converted: Number of shards that this call wrote. An earlier, interrupted call wrote the others.
         errors: Name of each error, and how many patches have it.
-        report: Path of the CSV file that lists the errors.
+        report: Path or URL of the CSV file that lists the errors.
         examples: Name of each error, and one text: the first patch with this error, and the message about it.
         notes: Remarks of the archive, one line each, such as used and unused columns and the number of unlabeled rows.
     """
@@ -59,11 +59,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Options:
-    """Set how to convert an archive to a store: codec, shard size, limits, workers.
+    """Hold options for the conversion of an archive to a store: codec, shard size, limit, strictness, workers.
 
     Attributes:
-        codec: `lz4`, `zstd` or `none`.
-        shard: Number of patches in a shard.
+        codec: Compression of the pixels: `lz4`, `zstd` or `none`.
+        shard: Number of patches in a shard (a file of the store).
         limit: Number of patches to convert, starting at the first one; None converts all.
         strict: True to stop at the first bad patch.
         workers: Number of CPUs that Ray may use on this machine; None takes all. 0 converts in this process, without
@@ -90,15 +90,15 @@ def convert_archive(
     """Convert an archive to a store. To continue an interrupted conversion, repeat the same call.
 
     Args:
-        source: Name of the archive format, a key of `ARCHIVES`.
+        source: Name of the archive format, such as `eurosat`.
         archive: Folder or file of the archive. The format `scenes` takes several.
         store: Folder or URL to write.
         options: Codec, shard size, limit, strictness, workers.
-        progress: Called with the number of finished shards and of all shards.
+        progress: Function that is called after each shard, with the numbers of finished shards and of all shards.
         **about: The format's own options, such as `coordinates`. An option that is None counts as not given.
 
     Returns:
-        Counts of patches, shards and errors.
+        Counts of patches, shards and errors, the path of the error report, and the archive's remarks.
 
     Raises:
         ConfigError: The format, the codec or an option is unknown, or the store lies in a folder of scenes.
@@ -133,9 +133,13 @@ def convert_archive(
 
 
 def _examples(writer: Writer) -> dict[str, str]:
-    """Read the error report of a conversion. Return for each error name the first patch with its message, as a text.
+    """Return for each error of a conversion its first patch, from the conversion's CSV error report.
 
-    Return an empty dict if the report was removed.
+    The result is a dict from error name to a text with the patch and the message. It is empty if the report was
+    removed.
+
+    Args:
+        writer: Writer of the store. It knows where the report lies.
     """
     found: dict[str, str] = {}
     text = (writer.beside.read(writer.report) or b"").decode("utf-8", "replace")
@@ -149,7 +153,13 @@ def _paths(archive: ArchivePlace) -> list[Path]:
 
 
 def _require_outside(store: str, archive: ArchivePlace) -> None:
-    """Refuse a store inside a folder of scenes: a later conversion of this folder would search the store for images.
+    """Raise an error if a store lies inside a folder of scenes.
+
+    A later conversion of this folder would search the store for images.
+
+    Args:
+        store: Path or URL of the store.
+        archive: Path of the archive, or several paths.
 
     Raises:
         ConfigError: The store lies inside a folder of the archive.
@@ -160,11 +170,11 @@ def _require_outside(store: str, archive: ArchivePlace) -> None:
 
 
 def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive:
-    """Open an archive, which lists its patches, and return it.
+    """Open an archive (a published data set), which finds its patches. Return the open archive.
 
     Args:
-        source: Name of the archive format.
-        archive: Folder or file of the archive, or several.
+        source: Name of the archive format, such as `eurosat`.
+        archive: Folder or file of the archive. The format `scenes` takes several.
         **about: The format's own options. An option that is None counts as not given.
 
     Raises:
@@ -192,15 +202,16 @@ def open_archive(source: str, archive: ArchivePlace, **about: object) -> Archive
 
 
 def make_plan(source: str, archive: Archive, options: Options, about: Mapping[str, object]) -> StorePlan:
-    """Plan what a conversion will write: arrays, columns, splits, and values that identify the conversion.
+    """Return the plan of what a conversion will write: arrays, columns, splits, and its identity.
 
-    These values are equal if the same conversion is started again, and different for any other conversion.
+    The identity is a dict of values. It is equal if the same conversion is started again, and differs for any other
+    conversion.
 
     Args:
         source: Name of the archive format.
         archive: The open archive.
         options: Codec, shard size and largest number of patches.
-        about: Options of the archive format.
+        about: Options of the archive format by name.
 
     Raises:
         DataError: The name of a patch is not UTF-8.
@@ -235,15 +246,16 @@ def make_plan(source: str, archive: Archive, options: Options, about: Mapping[st
 def verify_store(
     store: str | Path, archive: ArchivePlace | None = None, progress: OnProgress | None = None, **about: object
 ) -> Findings:
-    """Check a store's checksums, hashes and counts. Return the numbers of checked patches, and the problems.
+    """Check a store's checksums, hashes and counts. Return the numbers of checked patches, and a list of problems.
 
     If an archive is given, compare every pixel of the store with it.
 
     Args:
         store: Path or URL.
-        archive: Folder or file of the archive that became this store, or several.
-        progress: Called with the number of checked patches and of all patches.
-        **about: The format's options that are paths, as in the conversion. A store keeps only its other options.
+        archive: Folder or file of the archive that became this store, or several; None compares with no archive.
+        progress: Function that is called with the numbers of checked patches and of all patches.
+        **about: Those options of the archive format that are paths, as in the conversion. The store has recorded the
+            others.
 
     Raises:
         DataError: The store does not exist or is not finished, or the archive does not exist.
@@ -275,7 +287,7 @@ class Job:
     roots: tuple[Path, ...]
 
     def convert_shard(self, shard: int) -> int:
-        """Read all patches of a shard from the archive, write the shard into the store, and return its number.
+        """Read all patches of the shard with the number `shard`, write them into the store, and return `shard`.
 
         Raises:
             DataError: This node does not see the archive, or a patch is bad and `strict` is set.
@@ -300,7 +312,10 @@ class Job:
         return shard
 
     def _read(self, row: int) -> Patch:
-        """Read one patch from the archive. If the file system fails, return a patch with the problem `unreadable`."""
+        """Read the patch in one row of the store from the archive, and return it.
+
+        If the file system fails, return a patch without pixels that has the problem `unreadable`.
+        """
         try:
             return self.archive.read(row)
         except OSError as error:
@@ -311,9 +326,9 @@ def run_shards(job: Job, shards: list[int], options: Options) -> Iterator[int]:
     """Convert shards (files of many patches) in this process or in Ray tasks. Yield the number of each finished shard.
 
     Args:
-        job: Archive and writer.
+        job: The archive, and the writer of the store.
         shards: Numbers of the shards to convert.
-        options: Number of workers, and the address of a cluster.
+        options: Its number of workers (0 for no Ray) and its address of a cluster are used.
 
     Raises:
         DataError: A task failed.
@@ -354,7 +369,7 @@ def _task(shared: list[Any], shard: int, archive: Archive | None) -> int:
     The worker process keeps the job (archive and writer), so its next tasks need not load it again.
 
     Args:
-        shared: List with one item, Ray's reference to the job.
+        shared: List with one item, Ray's reference to the job (archive and writer).
         shard: Number of the shard.
         archive: The archive, cut to the shard's rows; None if the job has the whole archive.
     """

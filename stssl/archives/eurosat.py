@@ -55,7 +55,7 @@ MS_ARRAYS = {"b10": RESOLUTION["b10"], "b20": RESOLUTION["b20"], "b60": (*RESOLU
 
 
 class _Images:
-    """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their files."""
+    """List the images of an EuroSAT archive (RGB or multispectral) with classes and splits, and read their bytes."""
 
     label_sets = ("label",)
     splits = ("official", "published")
@@ -74,13 +74,13 @@ class _Images:
         self._zip: zipfile.ZipFile | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without the open zip file: another process must open the file itself."""
+        """Return the dict of attributes to pickle, without the open zip file: another process opens the file itself."""
         return self.__dict__ | {"_zip": None}
 
     def _begin(self, row: int) -> Patch:
-        """Return a patch for an image that has its class and splits, but no pixels yet.
+        """Return a new patch for the image in a row of the store, with class and splits, but without pixels.
 
-        If an earlier image has the same name, add this to the patch's list of problems.
+        If an earlier image has the same name, the patch has this error in its list of problems.
         """
         name = self.names[row]
         label = EUROSAT.index(name.rpartition("_")[0])
@@ -127,7 +127,8 @@ class EuroSat(_Images):
 
         Args:
             archive: The zip file, or the folder with `2750/`, `EuroSAT_RGB/` or the class folders.
-            coordinates: CSV file with the columns filepath, latitude and longitude.
+            coordinates: CSV file with the columns filepath, latitude and longitude. If it is None, patches have no
+                place.
 
         Raises:
             DataError: The archive has no images, the table lacks a column, or the table names none of the images.
@@ -142,7 +143,7 @@ class EuroSat(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests, and return the values that its store must hold.
+        """Write a tiny archive for tests, and return its description with the values that its store must hold.
 
         It has eleven JPEGs of two classes, and a table of their coordinates.
 
@@ -166,12 +167,17 @@ class EuroSat(_Images):
         return Example(folder / "2750", tuple(patches), "label", {"coordinates": table}, tolerance=3)
 
     def _places_digest(self) -> str | None:
-        """Return a hash of all places, or None without a table. It tells conversions with different tables apart."""
+        """Return a hash of the places of all images, as text; None if there is no table of places.
+
+        It tells conversions with different tables apart.
+        """
         missing = (float("nan"),) * 2
         return digest_of(np.array([self.places.get(name, missing) for name in self.names])) if self.places else None
 
     def read(self, row: int) -> Patch:
-        """Read one image with its class, place and split.
+        """Read one image, and return it as a patch with its class, place and splits.
+
+        If the image or its place is unusable, this is an error in the patch's list of problems.
 
         Args:
             row: Row of the image in the store.
@@ -193,7 +199,10 @@ class EuroSat(_Images):
         return patch
 
     def _pixels(self, member: str) -> NDArray[np.uint8]:
-        """Decode a JPEG to pixels [3, 64, 64].
+        """Decode a JPEG of the archive, and return its pixels: red, green and blue, [3, 64, 64].
+
+        Args:
+            member: Path of the JPEG in the archive's folder or zip.
 
         Raises:
             BadPatchError: The file cannot be decoded, or the image has another size.
@@ -234,7 +243,9 @@ class EuroSatMs(_Images):
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny archive for tests, eleven GeoTIFFs of two classes. Return the values that its store must hold.
+        """Write a tiny archive for tests, and return its description with the values that its store must hold.
+
+        It has eleven GeoTIFFs of two classes.
 
         Args:
             folder: Empty folder to write into.
@@ -251,7 +262,9 @@ class EuroSatMs(_Images):
         return Example(folder, tuple(patches), "label")
 
     def read(self, row: int) -> Patch:
-        """Read one image with its class, place and split.
+        """Read one image, and return it as a patch with its class, place and splits.
+
+        If the image or its place is unusable, this is an error in the patch's list of problems.
 
         Args:
             row: Row of the image in the store.
@@ -275,7 +288,15 @@ class EuroSatMs(_Images):
 
 
 def _grid_values(data: bytes, member: str) -> Values:
-    """Read the place of a GeoTIFF image from its bytes. Return it as the place columns of a store."""
+    """Return the place of a GeoTIFF as a dict of store columns: center in degrees, upper left corner, EPSG code.
+
+    Args:
+        data: Bytes of the file.
+        member: Path of the file in the archive, for messages.
+
+    Raises:
+        BadPatchError: The file has no georeference, or lies outside of Europe.
+    """
     frame = georeference(io.BytesIO(data), member)
     epsg = frame.projection if isinstance(frame.projection, int) else 0
     try:
@@ -285,7 +306,13 @@ def _grid_values(data: bytes, member: str) -> Values:
 
 
 def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
-    """List the images of a folder or zip: paths such as `Forest/Forest_1.jpg`, with a known class and a given ending.
+    """Return the paths of the images in a folder or zip, relative to it, such as `Forest/Forest_1.jpg`.
+
+    Files whose name has no known class are left out.
+
+    Args:
+        archive: The folder or zip file.
+        endings: Endings of image files, such as `.jpg`.
 
     Raises:
         DataError: The archive is neither a folder nor a readable zip file.
@@ -304,10 +331,11 @@ def _list_images(archive: Path, endings: tuple[str, ...]) -> list[str]:
 
 
 def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
-    """Read the places of images from a CSV file.
+    """Read the latitudes and longitudes of images from a CSV file.
 
     Returns:
-        Latitude and longitude in degrees, by file name without ending; NaN if a cell holds no number.
+        A dict from file name without ending to (latitude, longitude) in degrees. A value is NaN if its cell holds no
+        number.
 
     Raises:
         DataError: The table cannot be read or lacks a column.
@@ -323,10 +351,13 @@ def read_coordinates(table: Path) -> dict[str, tuple[float, float]]:
 
 
 def _split_codes(names: tuple[str, ...]) -> list[int]:
-    """Assign each EuroSAT image to train, validation or test. Return a code of `SPLIT_CODES` for each image.
+    """Return for each EuroSAT image the code (`SPLIT_CODES`) of its part of the split: train, validation or test.
 
     The names of each class are sorted as texts. Of these, the first 70 % are train, the next 10 % validation, and the
     last 20 % test.
+
+    Args:
+        names: Names of all images, such as `Forest_1`.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
     # Sort names as texts, so that Forest_10 comes before Forest_2: the code of the paper does so, and the split must be

@@ -20,9 +20,9 @@ class ExampleGrid:
     """Describe the square on the ground that an example patch shows, in UTM zone 33 N.
 
     Attributes:
-        ulx: Easting of its upper left corner in meters.
-        uly: Northing of its upper left corner in meters.
-        side: Width and height in meters.
+        ulx: Easting of the square's upper left corner in meters.
+        uly: Northing of the square's upper left corner in meters.
+        side: Width and height of the square in meters.
     """
 
     ulx: float
@@ -31,12 +31,12 @@ class ExampleGrid:
 
 
 def grid_around(lat: float, lon: float, side: float) -> ExampleGrid:
-    """Return the square on the ground around a place, in UTM zone 33 N. The center is rounded to whole meters.
+    """Return the square on the ground around a place, in UTM zone 33 N. Its center is rounded to whole meters.
 
     Args:
-        lat: Degrees north.
-        lon: Degrees east.
-        side: Width and height in meters.
+        lat: Latitude of the center in degrees.
+        lon: Longitude of the center in degrees.
+        side: Width and height of the square in meters.
     """
     x, y = (round(float(value[0])) for value in from_degrees(EPSG, lat, lon))
     return ExampleGrid(x - side / 2, y + side / 2, side)
@@ -46,9 +46,9 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
     """Write a GeoTIFF of 16-bit unsigned bands. All pixels of a band have one value.
 
     Args:
-        path: File to write. A missing folder is made.
-        values: Value of all pixels, one for each band.
-        size: Width and height in pixels.
+        path: File to write. If its folder is missing, it is made.
+        values: One value for each band.
+        size: Width and height of the image in pixels.
         grid: Square on the ground that the image shows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +63,12 @@ def write_bands(path: Path, values: Sequence[int], size: int, grid: ExampleGrid)
 
 
 def write_patch_folder(folder: Path, values: Mapping[str, int], place: tuple[float, float]) -> ExampleGrid:
-    """Write a patch in BigEarthNet's layout: one file `<folder>/<folder's name>_<band>.tif` for each band.
+    """Write an example patch as BigEarthNet has it: one file `<folder>/<folder's name>_<band>.tif` for each band.
 
     Args:
-        folder: Folder of the patch.
-        values: Name of each of the twelve bands, and the value of all its pixels.
-        place: Latitude and longitude of the center in degrees.
+        folder: Folder of the patch to write.
+        values: Name of each of the twelve bands, and the one value of all its pixels.
+        place: Latitude and longitude of the patch's center in degrees.
 
     Returns:
         Square on the ground that the patch shows, in UTM zone 33 N.

@@ -21,14 +21,16 @@ MEASURED_PIXELS = 100
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Describe where the pixels of an image lie. The image must not be turned: north is up in its coordinate system.
+    """Describe where the pixels of an image lie: coordinate system, upper left corner and pixel size.
+
+    The image must not be turned: north is up in its coordinate system.
 
     Attributes:
         crs: Coordinate system, such as `EPSG:32633`; as WKT if it has no EPSG code.
-        x: Coordinate of the left edge.
-        y: Coordinate of the upper edge.
+        x: Coordinate of the image's left edge.
+        y: Coordinate of the image's upper edge.
         width: Width of a pixel in units of the coordinate system.
-        height: Height of a pixel in units of the coordinate system.
+        height: Height of a pixel in units of the coordinate system, above 0.
     """
 
     crs: str
@@ -38,18 +40,19 @@ class ImageGrid:
     height: float
 
     def at(self, row: int, column: int) -> "ImageGrid":
-        """Return the grid of that part of the image which begins at the pixel in `row` and `column`."""
+        """Return the grid of a part of the image: its upper left pixel is the image's pixel in `row` and `column`."""
         return replace(self, x=self.x + column * self.width, y=self.y - row * self.height)
 
     def resized(self, down: float, across: float) -> "ImageGrid":
-        """Return the grid of the resampled image, with pixels `down` times as high and `across` times as wide."""
+        """Return the grid of a resampled image, with pixels `down` times as high and `across` times as wide as now."""
         return replace(self, width=self.width * across, height=self.height * down)
 
     @property
     def meters(self) -> float:
-        """Return the pixel size on the ground in meters; 0 if pixels are not square or have no place on the Earth.
+        """Return the width of a pixel on the ground in meters.
 
-        Units of a coordinate system are not always meters on the ground: those of Web Mercator are not.
+        Return 0 if pixels are not square or have no place on the Earth. Units of a coordinate system are not always
+        meters on the ground: those of Web Mercator are not.
         """
         x, y, width, height = self.x, self.y, MEASURED_PIXELS * self.width, MEASURED_PIXELS * self.height
         try:
@@ -67,13 +70,13 @@ class ImageGrid:
 
     @property
     def columns(self) -> Values:
-        """Return coordinate system, upper left corner and pixel size of the image as columns of a store."""
+        """Return coordinate system, upper left corner and pixel size of the image as a dict of store columns."""
         sizes = {"pixel_width": self.width, "pixel_height": self.height}
         return {"crs": self.crs, "corner_x": self.x, "corner_y": self.y, **sizes}
 
 
 def system_of(crs: str) -> CRS:
-    """Return the coordinate system for a text such as `EPSG:32633` or WKT, which `ImageGrid.crs` holds.
+    """Return rasterio's coordinate system for a text in the form of `ImageGrid.crs`: `EPSG:32633`, for example, or WKT.
 
     Raises:
         ValueError: PROJ does not know this system.
@@ -82,27 +85,34 @@ def system_of(crs: str) -> CRS:
 
 
 def _definition(crs: str) -> str | int:
-    """Turn a text of `ImageGrid.crs` into the form that `to_degrees` takes: an EPSG code as a number, or WKT."""
+    """Convert a text in the form of `ImageGrid.crs` to the form that `to_degrees` takes.
+
+    `EPSG:32633` becomes the number 32633, and WKT stays as it is.
+    """
     return int(crs.removeprefix("EPSG:")) if crs.startswith("EPSG:") else crs
 
 
 def degree_meters(latitude: float) -> tuple[float, float]:
-    """Return the lengths of a degree of latitude and of a degree of longitude, at a latitude, in meters (WGS 84)."""
+    """Return the length of a degree of latitude and that of a degree of longitude at a place, in meters (WGS 84).
+
+    Args:
+        latitude: Latitude of the place in degrees.
+    """
     at = math.radians(latitude)
     north = 111132.92 - 559.82 * math.cos(2 * at) + 1.175 * math.cos(4 * at)
     return north, 111412.84 * math.cos(at) - 93.5 * math.cos(3 * at) + 0.118 * math.cos(5 * at)
 
 
 def footprint(crs: str, xs: Sequence[float], ys: Sequence[float]) -> tuple[Doubles, Doubles]:
-    """Transform n points of a coordinate system to degrees (WGS 84).
+    """Convert the coordinates of n points to longitudes and latitudes in degrees (WGS 84).
 
     Args:
-        crs: Coordinate system as in `ImageGrid.crs`.
-        xs: [n] x of the points.
-        ys: [n] y of the points.
+        crs: Coordinate system of the points, such as `EPSG:32633` or WKT.
+        xs: [n] x coordinates of the points.
+        ys: [n] y coordinates of the points.
 
     Returns:
-        Longitudes [n] and latitudes [n]; NaN where a point cannot be transformed.
+        Longitudes [n] and latitudes [n]; both are NaN for a point that cannot be converted.
     """
     try:
         lat, lon = to_degrees(_definition(crs), xs, ys)
@@ -113,7 +123,10 @@ def footprint(crs: str, xs: Sequence[float], ys: Sequence[float]) -> tuple[Doubl
 
 
 def grid_of(file: DatasetReader) -> ImageGrid | None:
-    """Read the grid of an open image. Return None if the image has no coordinate system, or north is not up in it."""
+    """Return coordinate system, upper left corner and pixel size of an open image.
+
+    Return None if the image has no coordinate system, or north is not up in it.
+    """
     plane = file.transform
     if file.crs is None or plane.is_identity or plane.b or plane.d or plane.a <= 0 or plane.e >= 0:
         return None
@@ -124,7 +137,13 @@ def grid_of(file: DatasetReader) -> ImageGrid | None:
 
 
 def common_meters(grids: Sequence[ImageGrid | None]) -> float:
-    """Return the pixel size in meters that all images share; 0 if the sizes differ or one is unknown."""
+    """Return the pixel size in meters that all images share; 0 if the sizes differ, or one is unknown.
+
+    Sizes that differ by at most 2 % count as equal.
+
+    Args:
+        grids: Grid of each image; None for an image without one.
+    """
     sizes = [0.0 if grid is None else grid.meters for grid in grids]
     if not sizes or min(sizes) <= 0 or max(sizes) / min(sizes) - 1 > EQUAL:
         return 0.0

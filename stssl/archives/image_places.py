@@ -31,14 +31,14 @@ _FIT = 0.1
 
 
 def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
-    """Find the latitude and longitude of an image's center (WGS 84, degrees).
+    """Find the latitude and longitude of an image's center from its file.
 
     Args:
-        source: Path or open file.
+        source: Path of the file, or an open file in memory.
         name: Name of the image in messages.
 
     Returns:
-        Latitude and longitude; None if the file says nothing about its place.
+        Latitude and longitude in degrees (WGS 84); None if the file says nothing about its place.
 
     Raises:
         BadPatchError: The file cannot be read, or its information on the place is unusable.
@@ -57,7 +57,13 @@ def place_in(source: Path | BytesIO, name: str) -> tuple[float, float] | None:
 
 
 def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
-    """Return latitude and longitude of the center of an open image; None if the file says nothing about its place.
+    """Return the latitude and longitude of the center of an open image in degrees (WGS 84).
+
+    Return None if the file says nothing about its place. EXIF tags are not read.
+
+    Args:
+        file: The open image.
+        name: Name of the image in messages.
 
     Raises:
         BadPatchError: The file's information on the place is unusable.
@@ -78,7 +84,13 @@ def _center(file: DatasetReader, name: str) -> tuple[float, float] | None:
 
 
 def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
-    """Convert a point in a geographic or projected coordinate system to latitude and longitude in degrees.
+    """Convert a point in a geographic or projected coordinate system to latitude and longitude in degrees (WGS 84).
+
+    Args:
+        crs: Coordinate system of the point.
+        x: Easting or longitude of the point.
+        y: Northing or latitude of the point.
+        name: Name of the image in messages.
 
     Raises:
         BadPatchError: The system is of another kind, or the point lies outside the system's area.
@@ -105,22 +117,38 @@ def _degrees(crs: CRS, x: float, y: float, name: str) -> tuple[float, float]:
 
 
 def _wrapped(lon: float) -> float:
-    """Return a longitude from -360..360 as one from -180..180. Leave other numbers, which the caller refuses."""
+    """Return a longitude beyond 180 degrees, up to 360 east or west, as the equal one from -180 to 180.
+
+    Return other numbers unchanged: the caller refuses those that are no longitude.
+    """
     return lon - 360 * math.copysign(1, lon) if 180 < abs(lon) <= 360 else lon
 
 
 def _applied(plane: Affine, column: float, row: float) -> tuple[float, float]:
-    """Return the ground coordinates of a pixel, computed by the affine transform `plane`."""
+    """Return x and y on the ground of a point in an image, computed by an affine transform.
+
+    Args:
+        plane: Transform from pixels to the coordinate system of the image.
+        column: Column of the point, counted from the left edge.
+        row: Row of the point, counted from the upper edge.
+    """
     return plane.a * column + plane.b * row + plane.c, plane.d * column + plane.e * row + plane.f
 
 
 def _from_points(
     points: list[GroundControlPoint], crs: CRS | None, center: tuple[float, float], name: str
 ) -> tuple[float, float]:
-    """Find latitude and longitude of an image's center: fit an affine plane to its ground control points.
+    """Return latitude and longitude of an image's center in degrees, from an affine plane through its control points.
+
+    Args:
+        points: Ground control points, each with row and column in the image, and x and y on the ground. In a geographic
+            system, their x may be changed in place by multiples of 360.
+        crs: Coordinate system of the points; None if the file states none.
+        center: Column and row of the center.
+        name: Name of the image in messages.
 
     Raises:
-        BadPatchError: The points have no projection, span no area, or lie far from any plane.
+        BadPatchError: The points have no projection, span no area, or do not lie near one plane.
     """
     if crs is None:
         raise BadPatchError("bad_coordinates", f"{name} has control points and no projection")
@@ -140,7 +168,17 @@ def _from_points(
 
 
 def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, float]:
-    """Find latitude and longitude of an image's center by its rational polynomials (RPC), at their mean height."""
+    """Return latitude and longitude of an image's center in degrees, from its rational polynomials (RPC).
+
+    Args:
+        rpcs: The polynomials. Their mean height is taken as the height of the center.
+        row: Row of the center.
+        column: Column of the center.
+        name: Name of the image in messages.
+
+    Raises:
+        BadPatchError: The polynomials cannot be used.
+    """
     try:
         with RPCTransformer(rpcs) as rays:
             xs, ys = rays.xy([row], [column], zs=[rpcs.height_off], offset="ul")
@@ -150,7 +188,13 @@ def _from_rpcs(rpcs: RPC, row: float, column: float, name: str) -> tuple[float, 
 
 
 def _exif(data: bytes) -> tuple[float, float] | None:
-    """Read the camera's latitude and longitude from the EXIF tags of an image. Return None if the tags are missing."""
+    """Return the latitude and longitude of the camera in degrees, from the EXIF tags of an image.
+
+    Return None if the tags are missing or unusable.
+
+    Args:
+        data: Bytes of the image file.
+    """
     about = exif_of(data).get_ifd(_GPS)
     try:
         south, lat, west, lon = (about[key] for key in _EXIF_GPS)

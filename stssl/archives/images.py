@@ -77,15 +77,15 @@ PixelType = TypeVar("PixelType", bound=np.generic)
 
 @dataclass(frozen=True)
 class Picture:
-    """Hold the pixels of an image file.
+    """Hold the pixels of an image file, and what the file states about them.
 
     Attributes:
         pixels: [bands, H, W] values. Pixels that are not measured have the mean of the band's measured pixels.
         measured: [bands, H, W] True if a pixel is measured; None if all pixels are.
         colors: Color of each band, as the file states it, such as `red` or `undefined`.
-        scaling: Scale and offset of each band, as the file states them.
-        names: Names of the bands, as the file describes them; an empty text for a band without a description.
-        grid: Coordinate system, corner and pixel size, as the file states them; None if it does not.
+        scaling: (scale, offset) of each band, as the file states them; they are not applied to `pixels`.
+        names: Names of the bands, as the file states them; an empty text for a band without a name.
+        grid: Coordinate system, upper left corner and pixel size, as the file states them; None if it does not.
     """
 
     pixels: AnyArray
@@ -97,7 +97,7 @@ class Picture:
 
 
 class _Bands(NamedTuple):
-    """Hold values [bands, H, W], mask [bands, H, W] (None if all pixels are measured) and colors of a file's bands."""
+    """Hold the bands of a file: pixels and mask [bands, H, W] (True: measured; None if all are), and their colors."""
 
     values: AnyArray
     measured: NDArray[np.bool_] | None
@@ -108,7 +108,7 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
     """Return the bytes of an image file. Refuse a file that is larger than any patch.
 
     Args:
-        source: Path or open file.
+        source: Path of the file, or an open file in memory. The size of the latter is not checked.
         name: Name of the image in messages.
 
     Raises:
@@ -133,7 +133,9 @@ def read_bytes(source: Path | BytesIO, name: str) -> bytes:
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
-    """Open an image in memory with one of the allowed GDAL drivers. First check the size that its header states.
+    """Open an image in memory with one of the allowed GDAL drivers. Return a context with the open image.
+
+    The size in the image's header is checked first.
 
     Args:
         data: The file's bytes.
@@ -161,12 +163,15 @@ def opened(data: bytes, name: str) -> Iterator[DatasetReader]:
 
 
 def _words(name: str, error: Exception) -> str:
-    """Return an image's name and an error's message as one line. Leave out folders, which differ between machines."""
+    """Return an image's name and an error's message as one line, without folders: these differ between machines."""
     return f"{name}: " + re.sub(rf"\S*/|{_IN_MEMORY}", "", str(error).replace("\n", " "))
 
 
 def _refuse_giants(file: DatasetReader, name: str) -> None:
-    """Raise an error if an image's header states an impossible size: GDAL would fill memory with zeros for minutes."""
+    """Raise a BadPatchError if an image states an impossible size: GDAL would fill memory with zeros for minutes.
+
+    `file` is the open image, and `name` is its name in messages.
+    """
     each = max(np.dtype(dtype).itemsize for dtype in file.dtypes) if file.count else 1
     # A tile may claim to be larger than its image. GDAL would decode the whole tile.
     block = max((height * width for height, width in file.block_shapes), default=0)
@@ -175,7 +180,10 @@ def _refuse_giants(file: DatasetReader, name: str) -> None:
 
 
 def _refuse_many_tiles(data: bytes, name: str) -> None:
-    """Raise an error if a JPEG 2000 file states too many tiles or pixels: GDAL would reserve memory for all of them."""
+    """Raise a BadPatchError if a JPEG 2000 file states so many tiles or pixels that GDAL would need too much memory.
+
+    `data` are the bytes of the file, and `name` is its name in messages.
+    """
     try:
         size = struct.unpack_from(">8IH", data, data.find(_CODESTREAM) + 8)
     except struct.error:
@@ -188,7 +196,7 @@ def _refuse_many_tiles(data: bytes, name: str) -> None:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Open a JPEG or PNG with Pillow. Its pixels are not decoded yet.
+    """Open a JPEG or PNG, given its bytes, with Pillow. Return the image, with pixels that are not decoded yet.
 
     Raises:
         OSError: The file is neither a JPEG nor a PNG.
@@ -197,7 +205,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def exif_of(data: bytes) -> Image.Exif:
-    """Read the EXIF tags of a JPEG, PNG or TIFF; no tags if it has none or Pillow cannot read the file."""
+    """Return the EXIF tags of a JPEG, PNG or TIFF, given its bytes; no tags if there are none, or the file is bad."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
@@ -209,13 +217,13 @@ def exif_of(data: bytes) -> Image.Exif:
 
 
 def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Picture:
-    """Read the pixels of an image, and follow what its file says about them.
+    """Read an image, and return its pixels with what its file states about them.
 
     A palette becomes red, green and blue. Bands of transparency become the mask. If a JPEG or PNG file says that it is
     turned, its pixels are turned upright.
 
     Args:
-        source: Path or open file.
+        source: Path of the file, or an open file in memory.
         name: Name of the image in messages.
         size: New width and height in pixels; None keeps the size.
 
@@ -246,7 +254,7 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
 
 
 def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Read an image's stored values and its mask of measured pixels, both [bands, H, W].
+    """Return an image's pixels, as its file stores them, and the mask of measured pixels, both [bands, H, W].
 
     Args:
         path: The file.
@@ -264,7 +272,10 @@ def read_stored(path: Path, name: str) -> tuple[AnyArray, NDArray[np.bool_]]:
 
 
 def _refuse_meanings(file: DatasetReader, name: str) -> None:
-    """Raise an error if the values of an image are neither brightness nor reflectance, or if it has several pages."""
+    """Raise a BadPatchError if the values of an image are no brightness or reflectance, or if it has several pages.
+
+    `file` is the open image, and `name` is its name in messages.
+    """
     space = file.tags(ns="IMAGE_STRUCTURE")
     if file.driver == "GTiff" and file.subdatasets:
         raise BadPatchError("unreadable", f"{name} has several pages, of which one alone would be read")
@@ -285,7 +296,10 @@ def _palette(file: DatasetReader) -> bool:
 
 
 def _expanded(file: DatasetReader, name: str) -> _Bands:
-    """Read an image with a palette: replace each index by its color. Transparent pixels count as not measured."""
+    """Read an image with a palette, and return its red, green and blue. Transparent pixels count as not measured.
+
+    `file` is the open image, and `name` is its name in messages. Raise a BadPatchError for an unusual palette.
+    """
     if file.count > 2 or file.dtypes[0] != "uint8":
         raise BadPatchError("unreadable", f"{name} has a palette and {file.count} bands of {file.dtypes[0]}")
     table = np.zeros((256, 4), np.uint8)
@@ -301,9 +315,10 @@ def _expanded(file: DatasetReader, name: str) -> _Bands:
 
 
 def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
-    """Read all bands of an image without a palette, and the mask of measured pixels.
+    """Return all bands of an image without a palette, with the mask of measured pixels.
 
-    A band of transparency (alpha) is not among the bands: its transparent pixels count as not measured.
+    A band of transparency (alpha) is not among the bands: its transparent pixels count as not measured. Raise a
+    BadPatchError if no other band is left, or if the values are multiplied by alpha. `name` is for messages.
     """
     alpha = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color == ColorInterp.alpha]
     kept = [band for band in file.indexes if band not in alpha]
@@ -323,7 +338,7 @@ def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
 
 
 def _premultiplied(data: bytes) -> bool:
-    """Return True if a tag of a TIFF says that its colors are multiplied by alpha. GDAL does not report this tag."""
+    """Return True if the bytes of a TIFF state that its colors are multiplied by alpha. GDAL does not report this."""
     with warnings.catch_warnings(action="ignore"):
         try:
             with Image.open(BytesIO(data), formats=("TIFF",)) as image:
@@ -335,7 +350,9 @@ def _premultiplied(data: bytes) -> bool:
 def fill_unmeasured(
     values: AnyArray, measured: NDArray[np.bool_] | None, size: int | None
 ) -> tuple[AnyArray, NDArray[np.bool_]]:
-    """Fill pixels that are not measured with the mean of the measured ones in their band. Resample to `size` before.
+    """Return a copy of pixels in which those that are not measured have the mean of the measured ones in their band.
+
+    If `size` is given, the pixels are resampled first. A band without measured pixels becomes 0.
 
     Args:
         values: [bands, H, W] pixels.
@@ -358,8 +375,11 @@ def fill_unmeasured(
 def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[AnyArray, NDArray[np.bool_]]:
     """Resample a band bilinearly to a new size. Pixels that are not measured have no weight.
 
+    `band` and `known` (True if a pixel is measured) are [H, W]; `size` is the new width and height in pixels.
+
     Returns:
-        [size, size] values, and a mask [size, size]: True if measured pixels have at least half of the weight.
+        Values [size, size], and a mask [size, size]: True if measured pixels have at least half of the weight. Values
+        outside the mask mean nothing.
     """
 
     def plane(array: AnyArray) -> NDArray[np.float64]:
@@ -371,7 +391,9 @@ def _resampled(band: AnyArray, known: NDArray[np.bool_], size: int) -> tuple[Any
 
 
 def _upright(data: bytes, file: DatasetReader, name: str) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 if the image is upright or has no such tag.
+    """Return the EXIF orientation of an image, from 2 to 8 for a turned one; 1 if it is upright or has no such tag.
+
+    `data` are the bytes of the file, and `file` is the open image; `name` is for messages.
 
     Raises:
         BadPatchError: The image is a turned TIFF. Its georeference would have to turn with the pixels.
@@ -384,7 +406,7 @@ def _upright(data: bytes, file: DatasetReader, name: str) -> int:
 
 
 def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
-    """Turn values [bands, H, W] upright, given their EXIF orientation."""
+    """Return pixels [bands, H, W] upright, given their EXIF orientation, 1 to 8. For 1, they are returned unchanged."""
     if orientation == 1:
         return values
     if orientation in (5, 6, 7, 8):
@@ -394,13 +416,13 @@ def _turned(values: NDArray[PixelType], orientation: int) -> NDArray[PixelType]:
 
 
 def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
-    """Return the sequence of an image's bands that puts red, green and blue first.
+    """Return the sequence in which to take the bands of an image, so that red, green and blue come first.
 
     Args:
         colors: Color of each band, as the file states it.
 
     Returns:
-        Indices of the bands; None if the first three bands have other colors.
+        Positions of the bands in the image; None if the first three bands are not red, green and blue in any sequence.
     """
     names = [color.name for color in _RGB]
     if sorted(colors[:3]) != sorted(names):
@@ -409,11 +431,11 @@ def in_color_order(colors: tuple[str, ...]) -> list[int] | None:
 
 
 def sidecars(path: Path, beside: frozenset[str]) -> list[str]:
-    """List the names of files beside an image from which GDAL would read a place, mask or palette.
+    """List the names of the files beside an image from which GDAL would read a place, mask or palette.
 
     Args:
-        path: The image.
-        beside: Names of all files in its folder, in small letters.
+        path: Path of the image.
+        beside: Names of all files in the folder of the image, in small letters.
     """
     name, stem = path.name.lower(), path.stem.lower()
     endings = (*_SIDECARS, *_WORLD.get(path.suffix.lower(), ()))

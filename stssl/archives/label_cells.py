@@ -1,6 +1,6 @@
 """Read class names from the cells of a table. A cell holds one name, a list of names, or names divided by `;`.
 
-Other tools write lists as text (Python, NumPy, JSON, PostgreSQL): such a text is read as a list. Any other text that
+Other tools write lists as text (Python, NumPy, JSON, PostgreSQL), so such a text is read as a list. Any other text that
 could be several names is refused: else each combination of names would become a class. A list of numbers is refused.
 """
 
@@ -44,7 +44,7 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
 def is_missing(cell: object) -> bool:
-    """Return True if a cell is empty or holds a word for a missing value."""
+    """Return True if a cell is empty or NaN, or holds a word for a missing value, such as `n/a`."""
     if cell is None or (isinstance(cell, float | Decimal) and isnan(cell)):
         return True
     return isinstance(cell, str) and " ".join(cell.split()).casefold() in MISSING
@@ -66,7 +66,7 @@ class TableLabels:
 
 
 def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -> TableLabels:
-    """Read the class names in a label column of a table, and return them with the classes of each row.
+    """Read the class names in a label column of a table. Return the sorted names, and the classes of each row.
 
     Args:
         name: Name of the column in the table.
@@ -102,7 +102,7 @@ def read_labels(name: str, cells: Sequence[object], several: bool, path: Path) -
 
 
 class _Reader:
-    """Read the cells of one label column, and remember the first row of each class name for messages."""
+    """Read the class names in the cells of one label column. Remember the first row of each name, for messages."""
 
     def __init__(self, name: str, several: bool, path: Path) -> None:
         self.name, self.several, self.path = name, several, path
@@ -112,12 +112,28 @@ class _Reader:
         self.divided: dict[str, int] = {}
 
     def refuse(self, row: int, cell: object, words: str) -> DataError:
-        """Return an error to raise for a wrong cell of a label column. It names column, row, cell and reason."""
+        """Return (do not raise) an error about a wrong cell. Its message names column, row and cell, and the reason.
+
+        Args:
+            row: Row of the cell below the header, from 1.
+            cell: The wrong cell.
+            words: The reason, such as `is a list of numbers`.
+        """
         shown = _shown(cell)
         return DataError(f"{self.path}: row {row} below the header, column '{self.name}': {shown} {words}")
 
     def names(self, row: int, cell: object) -> tuple[str, ...]:
-        """Return the class names in a cell of a table (a text, a number or a list); none if the cell is empty."""
+        """Return the class names in one cell: a text, a number or a list. Return an empty tuple for an empty cell.
+
+        The row of each new name is remembered for messages.
+
+        Args:
+            row: Row of the cell below the header, from 1.
+            cell: The cell.
+
+        Raises:
+            DataError: The cell holds no class name and no list of them.
+        """
         if is_missing(cell):
             return ()
         if isinstance(cell, bytes):
@@ -138,7 +154,16 @@ class _Reader:
         return tuple(found)
 
     def _listed(self, row: int, cell: object, items: Iterable[object]) -> list[str]:
-        """Return the class names in a cell that holds a list. Raise an error for a list of lists or of numbers."""
+        """Return the class names in a list. Missing items are left out.
+
+        Args:
+            row: Row of the cell below the header, for messages.
+            cell: The whole cell, for messages.
+            items: Items of the list.
+
+        Raises:
+            DataError: An item is no text or has a `;`, or there are several names where one is allowed.
+        """
         found = []
         for given in items:
             if is_missing(given):
@@ -156,7 +181,15 @@ class _Reader:
         return found
 
     def _text(self, row: int, cell: str) -> list[str]:
-        """Return the class names in a text cell: one name, names divided by `;`, or a list that is written as text."""
+        """Return the class names in a text cell: one name, names divided by `;`, or a list that is written as text.
+
+        Args:
+            row: Row of the cell below the header, for messages.
+            cell: The text.
+
+        Raises:
+            DataError: The text holds numbers, or divides names by another sign than `;`.
+        """
         stripped = cell.strip()
         inner = _WRAPPED.fullmatch(stripped)
         text = inner[1].strip() if inner else stripped
@@ -181,7 +214,17 @@ class _Reader:
         return found
 
     def _check_part(self, row: int, cell: str, part: str, divided: bool) -> None:
-        """Raise an error if a part of a cell's text is no class name: it has forbidden signs, or is several numbers."""
+        """Raise an error if a part of a cell's text, such as a text between two `;`, is no class name.
+
+        Args:
+            row: Row of the cell below the header, for messages.
+            cell: Whole text of the cell.
+            part: Part of the text.
+            divided: True if the cell has a `;`.
+
+        Raises:
+            DataError: The text has signs that no name has, such as tabs, or the part is several numbers.
+        """
         for sign, words in NEVER.items():
             if sign in cell:
                 raise self.refuse(row, cell, f"has {words} between names. {WAY_OUT}")
@@ -191,7 +234,16 @@ class _Reader:
         (self.divided if divided else self.plain).setdefault(part, row)
 
     def _tokens(self, row: int, cell: str, text: str) -> Iterator[str]:
-        """Yield the items of a list that is written as text, such as `['Forest', 'Water']` or `{Forest,Water}`."""
+        """Yield the items of a list that is written as text, such as `['Forest', 'Water']` or `{Forest,Water}`.
+
+        Args:
+            row: Row of the cell below the header, for messages.
+            cell: Whole text of the cell, for messages.
+            text: The list, with its brackets.
+
+        Raises:
+            DataError: The text is a list of lists or numbers, or lacks quotes where they are needed.
+        """
         place, end = 1, len(text) - 1
         opening = text[0]
         while (place := _skip(text, place)) < end:
@@ -210,9 +262,11 @@ class _Reader:
             yield bare
 
     def compare(self) -> None:
-        """Check all class names of a column against each other, after the last cell was read.
+        """Check all class names of the column against each other, after the last cell was read.
 
-        Raise an error if a name must be several names or a vector of 0 and 1, or if two names differ only in spelling.
+        Raises:
+            DataError: A name must be several names or a part of a vector of 0 and 1, or two names differ only in
+                spelling.
         """
         folded: dict[str, str] = {}
         for own, row in self.first.items():
@@ -237,6 +291,13 @@ class _Reader:
 
         It must be several if other rows have its parts as class names, or if it has a comma or ` / ` and no cell of the
         column divides names by `;`.
+
+        Args:
+            own: The class name.
+            row: Row of the name below the header, for messages.
+
+        Raises:
+            DataError: The name must be several names.
         """
         if own in BIGEARTHNET_LABELS:
             return
@@ -256,19 +317,19 @@ class _Reader:
 
 
 def _is_list(text: str) -> bool:
-    """Return True if a text in brackets is a list of names. A single word in round brackets is a name, not a list."""
+    """Return True if a text is a list of names in brackets. A single word in round brackets is a name, not a list."""
     enclosed = text[0] in _BRACKETS and text[-1] == _BRACKETS[text[0]]
     return enclosed and (text[0] != "(" or any(sign in text for sign in ",'\""))
 
 
 def _skip(text: str, place: int) -> int:
-    """Skip spaces and commas in a text, from the position `place` on. Return the position after these."""
+    """Return the first position in a text, from `place` on, that has neither a space nor a comma."""
     gap = _GAP.match(text, place)
     return gap.end() if gap else place
 
 
 def _unquoted(token: str) -> str:
-    """Remove the quotes around an item of a list, and resolve escapes, as JSON or Python do."""
+    """Return an item of a list without the quotes around it. Escapes are resolved as in JSON or Python."""
     try:
         return str(json.loads(token)) if token[0] == '"' else str(ast.literal_eval(token))
     except (ValueError, SyntaxError):
@@ -287,12 +348,12 @@ def _tidy(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return a class name in small letters and without spaces, to find names that differ only in these."""
+    """Return a class name in small letters and without spaces. Names that differ only in these become equal."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _number_name(cell: object) -> str:
-    """Convert a number in a label column to a class name. 7.0 becomes `7`."""
+    """Return a cell with a number as text, which is a class name. The number 7.0 becomes `7`."""
     if isinstance(cell, float | Decimal):
         number = float(cell)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(cell)
@@ -300,19 +361,30 @@ def _number_name(cell: object) -> str:
 
 
 def _integers(names: Iterable[str]) -> bool:
-    """Return True if all class names are whole numbers, such as `7`."""
+    """Return True if all class names are whole numbers, such as `7` or `7.0`."""
     return all(re.fullmatch(r"[+-]?\d+(?:\.0*)?", name) for name in names)
 
 
 def _short_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Find class names such as `7.0` that stand for whole numbers. Return the short form, such as `7`, by name."""
+    """Return the short form of class names such as `7.0`, which stand for whole numbers.
+
+    The result is a dict from name to short form, such as `7`. Other names are left out.
+    """
     return {name: name.partition(".")[0] for name in names if "." in name and _integers([name])}
 
 
 def _notes(
     name: str, cells: Sequence[object], rows: Sequence[Sequence[str]], classes: Sequence[str], several: bool
 ) -> Iterator[str]:
-    """Yield remarks for the user about a label column: unlabeled rows, doubtful names, names that may be several."""
+    """Yield remarks for the user, one line each, about a label column: unlabeled rows, doubtful names, joined names.
+
+    Args:
+        name: Name of the column.
+        cells: Cells of all rows.
+        rows: Class names of each row.
+        classes: All class names.
+        several: True if a cell may hold several names.
+    """
     empty = sum(not names for names in rows)
     if empty:
         words = Counter(cell.strip() for cell in cells if isinstance(cell, str) and cell.strip() and is_missing(cell))
@@ -328,6 +400,11 @@ def _notes(
 
 
 def _could_be_several(own: str, classes: Sequence[str]) -> bool:
-    """Return True if a class name looks like several names: it has `;` or `|`, or commas between known classes."""
+    """Return True if a class name looks like several names: it has `;` or `|`, or commas between known classes.
+
+    Args:
+        own: The class name.
+        classes: All class names of the column.
+    """
     parts = [part.strip() for part in own.split(",")]
     return ";" in own or "|" in own or (len(parts) > 1 and all(part in classes for part in parts))

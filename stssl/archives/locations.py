@@ -20,14 +20,14 @@ TABLE_COLUMNS = ("epsg", "ulx", "uly", "date", "labels", "country")
 
 
 def from_table(path: Path, patches: int, seed: int) -> World:
-    """Choose places, dates and classes for a synthetic archive at random from a table of real patches.
+    """Choose places, dates and classes for a synthetic archive at random from a table of real patches, and return them.
 
     Whole squares of neighboring places are chosen, with all dates, so that nearby patches have similar classes.
 
     Args:
         path: CSV or Parquet file with the columns `epsg`, `ulx`, `uly`, `date`, `labels` and `country`.
-        patches: Number of patches to choose.
-        seed: Seed of the choice.
+        patches: Number of rows (patches) to choose.
+        seed: Seed of the random choice.
 
     Raises:
         DataError: The table lacks a column, has too few rows, has wrong numbers or dates, or has unknown classes.
@@ -82,7 +82,14 @@ def from_table(path: Path, patches: int, seed: int) -> World:
 
 
 def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
-    """Return the cells of a column as True or False. They may be texts such as `true` and `0`. An empty cell is False.
+    """Convert the cells of a column to an array of booleans. A cell may be a text such as `true` or `0`.
+
+    An empty cell becomes False.
+
+    Args:
+        cells: Cells of all rows.
+        column: Name of the column, for messages.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: A cell is neither true nor false.
@@ -96,7 +103,11 @@ def _flags(cells: list[object], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _word(cell: object, path: Path) -> str:
-    """Return a cell of the column `country` after a check that it holds a text; an empty text if the cell is None.
+    """Return a cell of the column `country`, which must hold a text. Return an empty text for None.
+
+    Args:
+        cell: The cell.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: The cell is no text.
@@ -107,14 +118,14 @@ def _word(cell: object, path: Path) -> str:
 
 
 def _check_places(grid: NDArray[np.float64], path: Path) -> None:
-    """Check that the corner of each patch lies in the area of its projection, so that it can be converted to degrees.
+    """Raise an error if the corner of a patch lies outside the area of its projection, where degrees are not defined.
 
     Args:
-        grid: [n, 3] EPSG code of the projection, x and y of the upper left corner.
+        grid: [n, 3] EPSG code of the projection, x and y of the upper left corner of each patch.
         path: Path of the table, for messages.
 
     Raises:
-        DataError: A corner lies outside that area, or its EPSG code is wrong. The message names the row.
+        DataError: A corner lies outside that area, or an EPSG code is wrong. The message names the row.
     """
     for epsg in np.unique(grid[:, 0]):
         rows = np.flatnonzero(grid[:, 0] == epsg)
@@ -135,9 +146,9 @@ def _check_places(grid: NDArray[np.float64], path: Path) -> None:
 
 
 def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Check projected coordinates of n points: convert them to degrees and back.
+    """Check which of n projected points lie in the area of their projection: convert them to degrees and back.
 
-    Return [n] booleans: True for a point that comes back to within a meter. Others lie outside the projection's area.
+    Return booleans [n]: True for a point that comes back to within a meter of itself.
 
     Args:
         epsg: EPSG code of the projection.
@@ -159,10 +170,16 @@ def _lead_back(epsg: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDA
 def _fine_labels(
     labels: list[list[str]], place: NDArray[np.int64], rng: np.random.Generator, path: Path
 ) -> NDArray[np.bool_]:
-    """Turn the class names in n rows into booleans [n, 43]: True if the row has the CORINE level-3 class.
+    """Convert the class names of n rows to booleans [n, 43]: True if a row has the CORINE level-3 class.
 
-    The table may name one of the 19 coarse classes. This name becomes one of its level-3 classes, chosen at random for
-    each place. All dates of a place get the same class.
+    A row may name one of the 19 coarse classes. This name becomes one of its level-3 classes, chosen at random for each
+    place: all dates of a place get the same class.
+
+    Args:
+        labels: Class names of each row.
+        place: [n] number of the place of each row, from 0.
+        rng: Source of random numbers.
+        path: Path of the table, for messages.
 
     Raises:
         DataError: A row has no labels, or an unknown class.

@@ -67,11 +67,11 @@ class Manifest:
         """Read the table of images, and find out the size and the bands of the images from the first ones.
 
         Args:
-            archive: The table. Its paths are relative to its folder. Or a folder, or a pattern such as `tiles/*.tif`.
-            bands: `all`, or `rgb` for the first three.
+            archive: The table, a CSV or Parquet file. Or a folder of images, or a pattern such as `tiles/*.tif`.
+            bands: `all`, or `rgb` for the first three bands of the images.
             size: New height and width of all images in pixels. If it is None, all images must have one size.
-            band_names: Names of the images' bands, with commas between them. The default is what the images
-                say, else B04, B03, B02 for 8-bit images with three bands, and numbers for other images.
+            band_names: Names of the images' bands, with commas between them. The default is what the image files state,
+                else B04, B03, B02 for 8-bit images with three bands, and numbers for other images.
             images: Folder that the table's paths start at. The default is the table's own folder.
 
         Raises:
@@ -85,11 +85,12 @@ class Manifest:
 
     @classmethod
     def listed(cls, paths: Sequence[Path], band_names: str | None = None) -> "Manifest":
-        """Open a data set of the images at `paths`, without a table: the images have no labels and no split.
+        """Return a data set of the images at `paths`, without a table: the images have no labels and no split.
 
         Args:
             paths: Absolute paths of the images.
-            band_names: Names of the images' bands, with commas between them.
+            band_names: Names of the images' bands, with commas between them; None takes those that the image files
+                state.
 
         Raises:
             ConfigError: The number of names is wrong.
@@ -112,7 +113,16 @@ class Manifest:
         *,
         images: Path | None = None,
     ) -> None:
-        """Read the table `whole` of images, and find out their size and bands. `__init__` explains the arguments."""
+        """Set the attributes of this object from a table of images, and from the first images for their size and bands.
+
+        Args:
+            whole: The table.
+            archive: File of the table, or folder or pattern of the images.
+            bands: `all`, or `rgb` for the first three bands of the images.
+            size: New height and width of all images in pixels; None keeps the size.
+            band_names: Names of the bands, with commas between them; None takes those that the image files state.
+            images: Folder that the table's paths start at; None takes the folder of `archive`.
+        """
         columns = choose_columns(whole.column_names, WANTED, archive)
         if "path" not in columns.used or not whole.num_rows:
             raise DataError(f"{archive} needs {missing_words(whole.column_names, 'path' in columns.used)}")
@@ -161,9 +171,15 @@ class Manifest:
                 yield image_path(self.folder, name)
 
     def _look(self, bands: str, band_names: str | None) -> PixelArray:
-        """Read the first `TRIED_IMAGES` images. Describe the store's pixel array by the first one that can be read.
+        """Read the first `TRIED_IMAGES` images, and return a description of the store's pixel array.
 
-        The pixel size in meters is known only if all images that were read share it.
+        The description (bands, size, type) is that of the first image that can be read. It has the pixel size in meters
+        only if all images that were read share it.
+
+        Args:
+            bands: `all`, or `rgb` for the first three bands of the images.
+            band_names: Names of the images' bands, with commas between them; None takes those that the image files
+                state.
 
         Raises:
             ConfigError: The options do not fit the image.
@@ -213,7 +229,10 @@ class Manifest:
         return PixelArray("rgb" if color else "image", kept, height, width, str(image.dtype), common_meters(grids))
 
     def _arranged(self, picture: Picture) -> Picture:
-        """Return an image with red, green and blue as its first bands. If the user named the bands, change nothing."""
+        """Return an image with red, green and blue as its first bands, if its file states these colors.
+
+        Else, or if the user named the bands, return it unchanged.
+        """
         order = None if self._named else in_color_order(picture.colors)
         if order is None or order == sorted(order):
             return picture
@@ -224,7 +243,7 @@ class Manifest:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write a tiny data set for tests, and return the values that its store must hold.
+        """Write a tiny data set for tests, and return its description with the values that its store must hold.
 
         It has six PNGs and their table. The last image has no label, place, time or split.
 
@@ -250,7 +269,10 @@ class Manifest:
         return Example(table, tuple(patches), "label")
 
     def of_rows(self, rows: range) -> "Manifest":
-        """Return a manifest that can read only the images in `rows` of the store. Their row numbers stay the same."""
+        """Return a copy of this data set that can read only the images in `rows` of the store.
+
+        The images keep their row numbers.
+        """
         part = copy.copy(self)
         part.names, part._first = Window(self.names, rows), Window(self._first, rows)
         part._table = {column: Window(cells, rows) for column, cells in self._table.items()}
@@ -261,7 +283,9 @@ class Manifest:
         return part
 
     def read(self, row: int) -> Patch:
-        """Read one image, and its labels, place, time and split in the table. Problems are added to the patch's list.
+        """Read one image, and return it as a patch with its labels, place, time and split from the table.
+
+        What cannot be used is an error in the patch's list of problems.
 
         Args:
             row: Row of the image in the store.
@@ -288,7 +312,11 @@ class Manifest:
         return patch
 
     def _keep(self, patch: Patch, name: str) -> None:
-        """Read an image file, and put its pixels and its mask of measured pixels into the patch.
+        """Read an image file, and put its pixels, its mask of measured pixels and its grid into `patch`.
+
+        Args:
+            patch: Patch to change.
+            name: Path of the image in the table.
 
         Raises:
             BadPatchError: The image cannot be read, differs from the first one in size, type or scaling, or has a band
@@ -316,11 +344,15 @@ class Manifest:
                 raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _cell(self, column: str, row: int) -> object:
-        """Return the cell of the table in a column and a row; None if the table has no such column."""
+        """Return the cell of the table in a row and a column (its name in this package); None without this column."""
         return self._table[column][row] if column in self._table else None
 
     def _labels(self, row: int) -> Values:
-        """Return the labels in a table's row as columns of a store; no column (no error) for a row without classes."""
+        """Return the labels in a row of the table as a dict of store columns; an empty dict for a row without classes.
+
+        The column `label` is the index of a class. The column `labels` is an array with 1 for each class of the row,
+        else 0.
+        """
         values: Values = {}
         for name, labels in self._labels_of.items():
             own = labels.rows[row]
@@ -331,17 +363,28 @@ class Manifest:
         return values
 
     def _plain(self, row: int) -> Values:
-        """Return the country and the location id in a table's row, as columns of a store."""
+        """Return the country and the number of the location in a row of the table as a dict of store columns.
+
+        A missing country is an empty text, and a missing location is -1.
+        """
         country = self._cell("country", row)
         location = self._places.get(place_name(self._cell("location_id", row)), -1)
         return {"country": "" if country is None else str(country).strip(), "location_id": location}
 
     def _place(self, row: int) -> Values:
-        """Return the place of an image as columns of a store: from the table, or else from the image file."""
+        """Return latitude and longitude of the image in a row as a dict of store columns; empty if they are unknown.
+
+        They are those in the table, or else those in the image file.
+
+        Raises:
+            BadPatchError: The place in the table or in the file is unusable.
+        """
         return place_of(self._cell("lat", row), self._cell("lon", row), row) or self._own_place(row)
 
     def _own_place(self, row: int) -> Values:
-        """Read the place of an image from its file. Return columns of a store; none if the file gives no place.
+        """Return latitude and longitude of the image in a row as a dict of store columns, from the image file.
+
+        The dict is empty if the file states no place, or cannot be read.
 
         Raises:
             BadPatchError: The file's information on the place is unusable.
@@ -356,7 +399,12 @@ class Manifest:
 
 
 def _read(path: Path, name: str, size: int | None) -> Picture:
-    """Read an image of 8 or 16 bits, and resample it to `size` pixels a side if a size is given.
+    """Read an image of 8 or 16 bits, and return its pixels with what its file states about them.
+
+    Args:
+        path: Path of the file.
+        name: Name of the image in messages.
+        size: New height and width in pixels; None keeps the size.
 
     Raises:
         BadPatchError: The image is missing, cannot be read, or has pixels of another type.
@@ -374,12 +422,15 @@ def _read(path: Path, name: str, size: int | None) -> Picture:
 
 
 def _described(picture: Picture) -> tuple[str, ...]:
-    """Return the band names that an image's file states, such as `B02`; no names if a band has none of its own."""
+    """Return the band names that the file of an image states, such as `B02`.
+
+    Return an empty tuple if a band has no name, or shares it with another band.
+    """
     names = tuple(canonical_band(name) for name in picture.names)
     plain = all(name and name.isprintable() for name in names)
     return names if plain and len(set(names)) == len(names) == len(picture.pixels) else ()
 
 
 def _numbers(count: int) -> tuple[str, ...]:
-    """Return names for `count` bands of which no name is known: the texts `1`, `2`, and so on."""
+    """Return names for `count` bands, none of which has a known name: the texts `1`, `2`, and so on."""
     return tuple(str(number + 1) for number in range(count))

@@ -16,11 +16,11 @@ WANTED = {"path": PATHS} | {name: ABOUT[name] for name in READ}
 
 
 def missing_words(names: list[str], rows: bool) -> str:
-    """Return the end of an error message: what a table of images needs, a column with paths or rows.
+    """Return the end of an error message about a table of images, which says what the table needs.
 
     Args:
         names: Names of the table's columns.
-        rows: True if only rows are missing.
+        rows: True if the table needs only rows; False if it needs a column with paths, too.
     """
     if rows:
         return "at least one row below the names of the columns"
@@ -29,7 +29,13 @@ def missing_words(names: list[str], rows: bool) -> str:
 
 
 def lacking_columns(columns: TableColumns) -> Iterator[str]:
-    """Yield remarks on columns that a table of images lacks: labels, and others that seem to have a mistyped name."""
+    """Yield remarks, one line each, on columns that a table of images lacks.
+
+    These are labels, and other columns that seem to have a mistyped name.
+
+    Args:
+        columns: Used and unused columns of the table.
+    """
     if columns.unused and not {"label", "labels"} & columns.used.keys():
         near = nearest_column("label", columns.unused, WANTED) or nearest_column("labels", columns.unused, WANTED)
         yield f"no labels: no column is called label (or class). Not used: {near or ', '.join(columns.unused)}"
@@ -39,7 +45,11 @@ def lacking_columns(columns: TableColumns) -> Iterator[str]:
 
 
 def column_remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
-    """Yield remarks for the user about a table of images: columns that are empty or useless."""
+    """Yield remarks for the user, one line each, about columns of a table of images that are empty or useless.
+
+    Args:
+        table: Cells of each column, by the name of the column in this package.
+    """
     for name, other in (("lat", "lon"), ("lon", "lat")):
         if name in table and other not in table:
             yield f"{name} is of no use without a column {other}: no patch has its place from the table"
@@ -49,13 +59,13 @@ def column_remarks(table: Mapping[str, list[object]]) -> Iterator[str]:
 
 
 def elsewhere(folder: Path, names: Sequence[str]) -> str:
-    """Look for a missing image in the folders directly below and above `folder`.
+    """Search for the first image of a table in the folders directly below and above `folder`.
 
     Return advice for an error message, which names the folder with the image; an empty text if no folder has it.
 
     Args:
-        folder: Folder that paths start at.
-        names: Paths in the table.
+        folder: Folder that the table's paths start at.
+        names: Paths of the images in the table.
     """
     try:
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -71,7 +81,12 @@ def elsewhere(folder: Path, names: Sequence[str]) -> str:
 
 
 def files_beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Yield one remark if images have files beside them that GDAL would read, since this package ignores such files."""
+    """Yield one remark if images have files beside them that GDAL would read, since this package ignores such files.
+
+    Args:
+        folder: Folder that the table's paths start at.
+        names: Paths of the images in the table.
+    """
     listed: dict[Path, frozenset[str]] = {}
     count, example = 0, ""
     for name in dict.fromkeys(names):
@@ -91,7 +106,11 @@ def files_beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def stated_scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Yield a remark if the images' files state a scale or offset, since the store holds values without them."""
+    """Yield one remark if the first image file states a scale or offset, since the store holds values without them.
+
+    Args:
+        scaling: (scale, offset) of each band of the first image; (1, 0) if the file states none.
+    """
     if any(one != (1.0, 0.0) for one in scaling):
         scale, offset = scaling[0]
         yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"

@@ -29,10 +29,11 @@ class FormatOption:
     """Describe one command-line option of one or more archive formats.
 
     Attributes:
-        name: Name of the constructor's parameter.
-        flag: Name on the command line, with two hyphens.
-        kind: Type of its value. An option of type `folders` is given as NAME=FOLDER or NAME=TABLE, once for each name.
-        help: One line for the command line's help.
+        name: Name of the parameter in the archive format's constructor.
+        flag: Name of the option on the command line, with two hyphens.
+        kind: Type of the option's value. An option of type `folders` is given as NAME=FOLDER or NAME=TABLE, once for
+            each name.
+        help: Description of the option in one line, for the command line's help.
     """
 
     name: str
@@ -41,10 +42,13 @@ class FormatOption:
     help: str
 
     def parsed(self, given: object) -> object:
-        """Return the value of this option on the command line, converted to the type of the constructor's parameter.
+        """Convert the value of this option on the command line to the type of the constructor's parameter. Return it.
+
+        For `folders`, this is a dict from name to path.
 
         Args:
-            given: Value of the option, a list for `folders`; None if the user did not give it.
+            given: Value of the option, a list of words for `folders`; None, which is returned, if the user did not give
+                it.
 
         Raises:
             ConfigError: A word of `folders` is not NAME=FOLDER, or its folder does not exist.
@@ -58,10 +62,10 @@ class FormatOption:
 
 
 def options_of(name: str) -> tuple[FormatOption, ...]:
-    """List the options of an archive format, such as `eurosat`, in the sequence of its constructor's parameters.
+    """Return the options of an archive format, in the sequence of the parameters of its constructor.
 
     Args:
-        name: Name of the format.
+        name: Name of the format, such as `eurosat`.
 
     Raises:
         TypeError: A parameter has no `Option` in its annotation, or has an unsupported type.
@@ -82,13 +86,22 @@ def takes_several(name: str) -> bool:
 
 
 def _further(name: str) -> str:
-    """Return the name of the parameter for further paths of a format, such as `*others`; empty if there is none."""
+    """Return the name of the parameter that takes further paths of an archive, such as `others` for `*others`.
+
+    Return an empty text if the format takes one path only.
+
+    Args:
+        name: Name of the archive format.
+    """
     parameters = inspect.signature(ARCHIVES[name]).parameters.values()
     return next((one.name for one in parameters if one.kind is inspect.Parameter.VAR_POSITIONAL), "")
 
 
 def all_options() -> tuple[FormatOption, ...]:
-    """List the options of all archive formats. An option of several formats is listed once, and its help names them."""
+    """Return the options of all archive formats.
+
+    An option of several formats occurs once, and its help names these formats.
+    """
     formats: dict[str, list[str]] = {}
     found: dict[str, FormatOption] = {}
     for name in ARCHIVES:
@@ -102,10 +115,10 @@ def all_options() -> tuple[FormatOption, ...]:
 
 
 def _declared(where: str, name: str, hint: object) -> FormatOption:
-    """Turn the annotation of a constructor's parameter into a command-line option.
+    """Return the command-line option that the annotation of a constructor's parameter declares.
 
     Args:
-        where: Names of the format and the parameter, for messages.
+        where: Names of the archive format and the parameter, for messages.
         name: Name of the parameter.
         hint: Annotation of the parameter: a type and an `Option`.
 
@@ -125,14 +138,14 @@ def _declared(where: str, name: str, hint: object) -> FormatOption:
 
 
 def named_folders(words: Sequence[object], flag: str = "--split") -> dict[str, Path] | None:
-    """Read the words NAME=FOLDER of a command line, and check that the folders exist. FOLDER may also be a table.
+    """Parse the words NAME=FOLDER of a command line, and check that the folders exist. FOLDER may also be a table file.
 
     Args:
         words: Words, such as `mine=lists/mine`.
         flag: Name of the option in messages.
 
     Returns:
-        Name and absolute path of each folder or table; None if `words` is empty.
+        A dict from name to the absolute path of its folder or table; None if `words` is empty.
 
     Raises:
         ConfigError: A word has another form, a name occurs twice, or a folder does not exist.

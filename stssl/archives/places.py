@@ -15,7 +15,7 @@ WGS84 = 4326
 
 @lru_cache(maxsize=256)
 def crs_of(definition: str | int) -> CRS:
-    """Return the coordinate system for a WKT text or an EPSG code.
+    """Return rasterio's coordinate system for a WKT text or the number of an EPSG code.
 
     Raises:
         ValueError: PROJ does not know the system.
@@ -34,15 +34,16 @@ def epsg_of(definition: str) -> int:
 
 
 def to_degrees(definition: str | int, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Transform projected coordinates to latitudes and longitudes (WGS 84, degrees).
+    """Convert projected coordinates to latitudes and longitudes in degrees (WGS 84).
 
     Args:
         definition: EPSG code or WKT of the projection.
-        x: Eastings: one number or an array.
-        y: Northings: one number or an array.
+        x: Eastings in units of the projection: one number or an array.
+        y: Northings in units of the projection: one number or an array.
 
     Returns:
-        Latitudes and longitudes, arrays of at least one element.
+        Latitudes and longitudes, two arrays [n]; n is 1 if one number is given. PROJ may return infinity for a point
+        outside the area of the projection.
 
     Raises:
         ValueError: The projection is unknown, or the coordinates lie outside its area.
@@ -55,15 +56,15 @@ def to_degrees(definition: str | int, x: ArrayLike, y: ArrayLike) -> tuple[NDArr
 
 
 def from_degrees(epsg: int, lat: ArrayLike, lon: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Transform latitudes and longitudes (WGS 84, degrees) to projected x and y.
+    """Convert latitudes and longitudes in degrees (WGS 84) to projected coordinates.
 
     Args:
         epsg: EPSG code of the projection.
-        lat: Degrees north: one number or an array.
-        lon: Degrees east: one number or an array.
+        lat: Latitudes: one number or an array.
+        lon: Longitudes: one number or an array.
 
     Returns:
-        x and y in units of the projection, arrays of at least one element.
+        Eastings and northings in units of the projection, two arrays [n]; n is 1 if one number is given.
     """
     x, y = transform(crs_of(WGS84), crs_of(epsg), np.atleast_1d(lon).tolist(), np.atleast_1d(lat).tolist())
     return np.array(x), np.array(y)

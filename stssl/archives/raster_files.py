@@ -26,7 +26,7 @@ MOST_NAME = 300
 
 
 def scene_driver(path: Path) -> str:
-    """Return the GDAL driver for a file of a scene, chosen by the first bytes of the file.
+    """Return the name of the GDAL driver for a file of a scene, such as `GTiff`, chosen by the first bytes of the file.
 
     Raises:
         DataError: The file is empty, cannot be read, or has another format.
@@ -48,7 +48,7 @@ def scene_driver(path: Path) -> str:
 
 @contextlib.contextmanager
 def explained_raster(path: Path) -> Iterator[None]:
-    """Return a context that turns GDAL's errors about a scene's file into a `DataError` of one line."""
+    """Return a context that turns GDAL's errors about the file `path` of a scene into a `DataError` of one line."""
     try:
         yield
     except READ_ERRORS as error:

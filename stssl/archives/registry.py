@@ -10,7 +10,7 @@ def import_format(place: str) -> ArchiveFormat:
     """Import the class of an archive format, and return it.
 
     Args:
-        place: Module in this folder and name of the class, such as `bigearthnet:BigEarthNet1`.
+        place: Module in this folder and name of the class in it, such as `bigearthnet:BigEarthNet1`.
     """
     module, _, name = place.partition(":")
     found: ArchiveFormat = getattr(import_module(f"stssl.archives.{module}"), name)

@@ -28,12 +28,14 @@ _IMAGE = re.compile(r"_(B(?:\d\d|8A))_(10|20|60)m$")
 class SafeProduct:
     """Hold the paths of a Sentinel-2 product's images, and the offsets and the scale of their stored numbers.
 
+    Reflectance is (stored number + offset) / quantification.
+
     Attributes:
         folder: The `.SAFE` folder.
         date: Time of acquisition with its time zone; None if the metadata do not state it.
-        quantification: Number to divide the shifted values by, to get reflectance.
-        offsets: Number to add to stored values before the division, by name of the band.
-        images: Paths of the images by name of the band and pixel size in meters. One granule gives one image.
+        quantification: Divisor of the numbers after the offset was added.
+        offsets: Number to add to the stored numbers, by name of the band. A band that is not named has 0.
+        images: For each band, a dict from pixel size in meters to the paths of the images, one for each granule (tile).
     """
 
     folder: Path
@@ -43,29 +45,35 @@ class SafeProduct:
     images: dict[str, dict[int, tuple[Path, ...]]]
 
     def images_of(self, band: str, meters: float | None) -> tuple[Path, ...]:
-        """Return the paths of a band's images with the pixel size `meters`, one for each granule of the product.
+        """Return the paths of a band's images with a given pixel size, one for each granule (tile) of the product.
 
         If the band has no images of this size, return those with the smallest pixels.
 
         Args:
-            band: Name of the band.
-            meters: Wanted pixel size in meters; None takes the smallest one.
+            band: Name of the band, such as `B04`.
+            meters: Wanted pixel size in meters; None takes the smallest pixels.
         """
         found = self.images[band]
         return found[round(meters) if meters is not None and round(meters) in found else min(found)]
 
     def numbers(self, band: str) -> BandNumbers:
-        """Describe how the stored numbers of a band become reflectance times 10,000, which students expect."""
+        """Return how to convert the stored numbers of a band to reflectance times 10,000, which students expect.
+
+        Students are trained networks. The stored number 0 means "not measured".
+        """
         return BandNumbers(NODATA, self.offsets.get(band, 0.0), QUANTIFICATION / self.quantification)
 
 
 def is_safe(path: Path) -> bool:
-    """Return True if a path is the folder of a Sentinel-2 product, or its metadata file `MTD_MSIL2A.xml`."""
+    """Return True if a path looks like a Sentinel-2 product of level 2A, or like its metadata file `MTD_MSIL2A.xml`.
+
+    The path of a product ends in `.SAFE`, or is a folder that has this file.
+    """
     return path.name == METADATA or path.suffix.upper() == ".SAFE" or (path / METADATA).exists()
 
 
 def read_safe(path: Path) -> SafeProduct:
-    """Read the metadata of a Sentinel-2 product, and find its images.
+    """Read the metadata of a Sentinel-2 product, find its images, and return both. The images are not opened.
 
     Args:
         path: The `.SAFE` folder, or the file `MTD_MSIL2A.xml` in it.
@@ -91,7 +99,7 @@ def read_safe(path: Path) -> SafeProduct:
 
 
 def _parsed(folder: Path) -> ElementTree.Element:
-    """Read the XML metadata file of a product, and return its root element.
+    """Read the XML metadata file in a product's folder, and return its root element.
 
     Raises:
         DataError: The file is missing, damaged or suspicious, or the product is not of level 2A.
@@ -130,7 +138,11 @@ def _number(root: ElementTree.Element, tag: str) -> float | None:
 
 
 def _date(root: ElementTree.Element) -> datetime | None:
-    """Return the time of acquisition that the metadata of a product state; None if they state none."""
+    """Return the time of acquisition in the metadata of a product, with a time zone; None if they state none.
+
+    Args:
+        root: Root element of the metadata.
+    """
     for tag in ("DATATAKE_SENSING_START", "PRODUCT_START_TIME"):
         for entry in root.iter(tag):
             try:
@@ -142,7 +154,16 @@ def _date(root: ElementTree.Element) -> datetime | None:
 
 
 def _images(folder: Path, root: ElementTree.Element) -> dict[str, dict[int, tuple[Path, ...]]]:
-    """Return a product's images by band and pixel size: those that the metadata name, or else those in the folder."""
+    """Find a product's images: those that the metadata name, or, if they name none, those in the folder.
+
+    Args:
+        folder: The `.SAFE` folder.
+        root: Root element of the metadata.
+
+    Returns:
+        A dict from band to another dict, from pixel size in meters to the paths of the images. The files may be
+        missing.
+    """
     named = [PurePosixPath((entry.text or "").strip()) for entry in root.iter("IMAGE_FILE")]
     inside = [name for name in named if not name.is_absolute() and ".." not in name.parts]
     paths = [folder / f"{name}.jp2" for name in inside]

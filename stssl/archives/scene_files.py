@@ -34,17 +34,17 @@ class SceneBand:
     """Describe one band of a scene.
 
     Attributes:
-        name: Name of the band.
-        path: File of the band.
-        driver: GDAL driver that may open it.
-        index: Number of the band in its file, from 1.
+        name: Name of the band, such as `B04`.
+        path: File that holds the band.
+        driver: Name of the GDAL driver that may open the file.
+        index: Number of the band in the file, from 1.
         masked: True if the file marks pixels that are not measured.
-        dtype: Type of the values.
-        height: Height in pixels.
-        width: Width in pixels.
-        grid: Grid of the file.
-        numbers: How its stored numbers become the pixel values of a patch.
-        stated: True if the file itself states the name.
+        dtype: Type of the stored values, `uint8` or `uint16`.
+        height: Height of the band in pixels.
+        width: Width of the band in pixels.
+        grid: Coordinate system, upper left corner and pixel size of the band.
+        numbers: How the stored numbers become the pixel values of a patch.
+        stated: True if the file itself states the band's name.
     """
 
     name: str
@@ -61,12 +61,12 @@ class SceneBand:
 
     @property
     def marked(self) -> bool:
-        """Return True if some pixels of the band may be not measured: its file has a mask, or it has a nodata value."""
+        """Return True if the band may have unmeasured pixels: its file has a mask, or it has a nodata value."""
         return self.masked or self.numbers.nodata is not None
 
     @property
     def extent(self) -> tuple[ImageGrid, int, int]:
-        """Return the grid, and the height and width in pixels, of the band's file."""
+        """Return the band's grid (coordinate system, corner, pixel size), and its height and width in pixels."""
         return self.grid, self.height, self.width
 
 
@@ -75,8 +75,8 @@ class SceneLayer:
     """Group the bands of a scene that have the same pixel size.
 
     Attributes:
-        bands: The bands.
-        ratio: Pixel size as a multiple of that of the scene's finest layer.
+        bands: The bands of this pixel size.
+        ratio: Pixel size of these bands, as a multiple of the smallest pixel size in the scene.
     """
 
     bands: tuple[SceneBand, ...]
@@ -89,7 +89,7 @@ class SceneImage:
 
     Attributes:
         name: Name of the scene, without folders.
-        layers: Its layers, the one with the smallest pixels first.
+        layers: Layers of the scene. The one with the smallest pixels comes first.
     """
 
     name: str
@@ -102,12 +102,15 @@ class SceneImage:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Return the properties that all scenes of a store must share: bands, types and ratios of pixel sizes."""
+        """Return a tuple of what all scenes of a store must share, for comparison with the tuple of another scene.
+
+        It has the bands, their types, and the ratios of pixel sizes.
+        """
         return tuple((layer.ratio, tuple((band.name, band.dtype) for band in layer.bands)) for layer in self.layers)
 
 
 def open_scene_file(path: Path, driver: str) -> DatasetReader:
-    """Open a scene's file with one GDAL driver and no other, and return it.
+    """Open a scene's file with the GDAL driver `driver` and no other. Return the open file.
 
     Raises:
         DataError: The file cannot be opened.
@@ -121,7 +124,9 @@ def open_scene_file(path: Path, driver: str) -> DatasetReader:
 
 
 def describe_file(path: Path) -> tuple[SceneBand, ...]:
-    """Describe the bands of a scene's file. If the file does not name them, `_names` chooses their names.
+    """Return descriptions of the bands in a file of a scene, without bands of transparency.
+
+    If the file does not name its bands, three 8-bit bands become B04, B03, B02, and other bands get numbers.
 
     Raises:
         DataError: The file cannot be read, has no coordinate system, is turned, has neither 8 nor 16 bits, has several
@@ -171,9 +176,13 @@ def describe_file(path: Path) -> tuple[SceneBand, ...]:
 
 
 def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
-    """Return names for the bands `kept` of a file: their descriptions in the file, if each band has one of its own.
+    """Return names for bands of a file: those that the file states, if each band has one of its own.
 
     Otherwise, three 8-bit bands are taken for red, green and blue (B04, B03, B02), and other bands get numbers.
+
+    Args:
+        file: The open file.
+        kept: Numbers of the bands in the file, from 1.
     """
     described = [canonical_band(file.descriptions[index - 1] or "") for index in kept]
     if all(described) and len(set(described)) == len(described):
@@ -184,9 +193,9 @@ def _names(file: DatasetReader, kept: Sequence[int]) -> list[str]:
 
 
 def canonical_band(name: str) -> str:
-    """Return the usual spelling of a Sentinel-2 band's name, such as `B04` for `B4`, `b04` or `B4, central wavelength`.
+    """Return the usual spelling of a Sentinel-2 band's name: `B04` for `B4`, `b04` or `B4, central wavelength`.
 
-    Return any other name unchanged.
+    Any other name is returned as it is, but without spaces around it.
     """
     start = re.split(r"[,;:(\s]", name.strip(), maxsplit=1)[0]
     match = _SENTINEL.fullmatch(start)
@@ -194,7 +203,7 @@ def canonical_band(name: str) -> str:
 
 
 def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> ConfigError:
-    """Return an error to raise for band names of the user that contradict the names in a file.
+    """Return (do not raise) an error that the user's band names contradict the names in a file.
 
     Args:
         given: Names that the user gave.
@@ -208,11 +217,13 @@ def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> Conf
 
 
 def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
-    """Group the bands of a scene by pixel size into layers, check that these share a grid, and return the scene.
+    """Group the bands of a scene by pixel size into layers, and return the scene.
+
+    All layers must share a grid: one corner, and pixel sizes that are multiples of the smallest.
 
     Args:
         name: Name of the scene.
-        bands: The bands, of one or several files.
+        bands: Bands of the scene, from one or several files.
 
     Raises:
         DataError: The bands have no common grid, or two have one name.
@@ -243,7 +254,7 @@ def arrange_scene(name: str, bands: Sequence[SceneBand]) -> SceneImage:
 class WindowReader:
     """Read rectangular windows of scenes.
 
-    The reader leaves files open between two reads. So GDAL can cache a decoded block of a file for the next window.
+    The reader leaves files open between two calls, so GDAL can cache a decoded block of a file for the next window.
     """
 
     def __init__(self) -> None:
@@ -251,23 +262,24 @@ class WindowReader:
         self._open: OrderedDict[Path, DatasetReader] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle, without open files: another process opens them again."""
+        """Return the dict of attributes to pickle, without open files: another process opens the files again."""
         return {"_open": OrderedDict()}
 
     def read(
         self, band: SceneBand, row: int, column: int, height: int, width: int
     ) -> tuple[AnyArray, NDArray[np.bool_]]:
-        """Read a window of one band.
+        """Read a window of one band, and return its pixels and its mask.
 
         Args:
-            band: The band.
-            row: First row of the window in the band.
-            column: First column of the window in the band.
-            height: Number of rows.
-            width: Number of columns.
+            band: The band to read.
+            row: First row of the window, counted from the band's upper edge.
+            column: First column of the window, counted from the band's left edge.
+            height: Number of rows of the window.
+            width: Number of columns of the window.
 
         Returns:
-            Values and a mask of measured pixels, both [height, width].
+            Two arrays [height, width]: values after conversion to the numbers that students expect, and True for
+            measured pixels.
 
         Raises:
             DataError: The file cannot be read.
@@ -283,7 +295,13 @@ class WindowReader:
         return band.numbers.converted(stored), there if known is None else there & known
 
     def measured(self, band: SceneBand, row: int, height: int) -> NDArray[np.bool_]:
-        """Return whether each pixel in `height` rows of a band, from `row` on, is measured: [height, band width]."""
+        """Return which pixels in `height` rows of a band, from the row `row` on, are measured.
+
+        The result has booleans [height, width], and the width is that of the band.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
         if not band.marked:
             return np.ones((height, band.width), np.bool_)
         return self.read(band, row, 0, height, band.width)[1]

@@ -17,10 +17,10 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[0
 
 @dataclass(frozen=True)
 class BandChoice:
-    """Hold the user's options for the bands of scenes: how they are called, and which of them patches get.
+    """Hold the user's options for the bands of scenes: their names, and which bands the patches get.
 
     Attributes:
-        names: Names of the bands in their sequence; None takes those of the files.
+        names: Names of the bands, in the sequence of the bands in a scene; None takes the names in the files.
         kept: Names of the bands to keep; None keeps all.
     """
 
@@ -28,15 +28,21 @@ class BandChoice:
     kept: tuple[str, ...] | None = None
 
     def needed(self, bands: Iterable[str]) -> list[str]:
-        """Return those names in `bands` that the user wants to keep, so that no other band is opened.
+        """Return the names in `bands` that the user wants to keep, so that the caller opens no other band.
 
-        Return all names if a wanted one is missing: the error of `applied` then lists them.
+        If a wanted name is missing, return all names in `bands`: the error that `applied` then raises lists them.
         """
         found, wanted = list(bands), {canonical_band(name) for name in self.kept or ()}
         return [band for band in found if band in wanted] if wanted and wanted <= set(found) else found
 
     def applied(self, scene: str, bands: Sequence[SceneBand]) -> list[SceneBand]:
-        """Return the bands of a scene with the user's names, without those that the user does not want to keep.
+        """Rename the bands of a scene to the user's names, and return those that the user wants to keep.
+
+        The input is not changed.
+
+        Args:
+            scene: Name of the scene, for messages.
+            bands: All bands of the scene.
 
         Raises:
             ConfigError: The number of names is wrong, or they contradict names that the files state.
@@ -59,13 +65,13 @@ class BandChoice:
 
 @dataclass(frozen=True)
 class FoundScene:
-    """Hold a scene that a path names, or the reason why it cannot be read.
+    """Hold a scene that was found at a path, or the reason why it cannot be read.
 
     Attributes:
         name: Name of the scene, without folders.
-        image: The scene; None if it cannot be read.
-        problem: Reason why it cannot be read; empty if it can.
-        date: Its date as columns of a store; empty if it is unknown.
+        image: Description of the scene; None if it cannot be read.
+        problem: Reason why the scene cannot be read; empty if it can.
+        date: Time of the scene as a dict of store columns; empty if it is unknown.
     """
 
     name: str
@@ -75,10 +81,10 @@ class FoundScene:
 
 
 def given_date(date: str) -> Values:
-    """Convert the date that the user gave for all scenes to columns of a store.
+    """Convert the date that the user gave for all scenes to a dict of store columns: time, day of year, season.
 
     Raises:
-        ConfigError: The date is not written as ISO 8601.
+        ConfigError: The date is not written as ISO 8601, or its year is out of range.
     """
     try:
         return time_of(date)
@@ -87,7 +93,10 @@ def given_date(date: str) -> Values:
 
 
 def _date_in(name: str) -> Values:
-    """Find a date such as 20230614 or 20230614T101031 in a name. Return it as store columns; no columns if none."""
+    """Find a date such as 20230614 or 20230614T101031 in a name. Return it as a dict of store columns.
+
+    The dict has time, day of year and season. It is empty if the name has no such date.
+    """
     match = _DATE.search(name)
     if match is None:
         return {}
@@ -100,12 +109,14 @@ def _date_in(name: str) -> Values:
 
 
 def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) -> Iterator[FoundScene]:
-    """Yield the scenes that paths name. For a scene that cannot be read, yield the reason.
+    """Yield a description of each scene at some paths. For a scene that cannot be read, it has the reason instead.
 
     Args:
-        paths: Files and folders. A folder of files with one band each is one scene; so is a `.SAFE` folder.
-        choice: Names of the bands, and which are kept.
-        when: Date of all scenes as store columns; None reads it from names, or from a product's metadata.
+        paths: Files and folders. A folder of files with one band each is one scene; so is a `.SAFE` folder. In other
+            folders, each file and each `.SAFE` folder is a scene.
+        choice: The user's names for the bands, and which bands to keep.
+        when: Time of all scenes as a dict of store columns; None takes it from file names, or from a product's
+            metadata.
 
     Raises:
         ConfigError: The number of band names is wrong, or they contradict names that the files state.
@@ -133,7 +144,7 @@ def find_scenes(paths: Sequence[Path], choice: BandChoice, when: Values | None) 
 
 
 def _one_band_each(files: Sequence[Path]) -> bool:
-    """Return True if each file that can be read has one band; False if no file can be read."""
+    """Return True if each of the files that can be read has one band; False if no file can be read."""
     counts = set()
     for file in files:
         try:
@@ -144,7 +155,17 @@ def _one_band_each(files: Sequence[Path]) -> bool:
 
 
 def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | None) -> FoundScene:
-    """Return the scene whose bands are in `files`, or the reason why it cannot be read."""
+    """Return the scene with the bands in some files; if it cannot be read, the reason instead.
+
+    Args:
+        name: Name of the scene.
+        files: One file with all bands, or several files with one band each.
+        choice: The user's names for the bands, and which bands to keep.
+        when: Time of the scene as a dict of store columns; None takes it from `name`.
+
+    Raises:
+        ConfigError: The number of the user's band names is wrong, or they contradict names that the files state.
+    """
     date = _date_in(name) if when is None else when
     try:
         bands = [band for file in files for band in describe_file(file)]
@@ -156,7 +177,12 @@ def _scene(name: str, files: Sequence[Path], choice: BandChoice, when: Values | 
 
 
 def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
-    """Return a Sentinel-2 product of level 2A as a scene, or the reason why it cannot be read.
+    """Return a Sentinel-2 product of level 2A as a scene; if it cannot be read, the reason instead.
+
+    Args:
+        path: The `.SAFE` folder, or its metadata file.
+        choice: Which bands to keep.
+        when: Time of the scene as a dict of store columns; None takes it from the metadata.
 
     Raises:
         ConfigError: The user named the bands, though the product names them itself.
@@ -178,7 +204,11 @@ def _product(path: Path, choice: BandChoice, when: Values | None) -> FoundScene:
 
 
 def _image(product: SafeProduct, band: str) -> Path:
-    """Return the path of a band's image in a Sentinel-2 product. Of several sizes, take the smallest pixels.
+    """Return the path of the image with the smallest pixels of a band in a Sentinel-2 product.
+
+    Args:
+        product: Metadata of the product.
+        band: Name of the band, such as `B04`.
 
     Raises:
         DataError: The product has several granules.
@@ -190,7 +220,10 @@ def _image(product: SafeProduct, band: str) -> Path:
 
 
 def _band_of(path: Path) -> str:
-    """Return the band in a file's name, such as `B04` in `T32UMC_B04_10m.jp2`; else the name without its ending."""
+    """Return the name of the band in a file's name, such as `B04` for `T32UMC_B04_10m.jp2`; the last one of several.
+
+    Without a band, return the file's name without its ending.
+    """
     found = _band_parts(path)
     return canonical_band(found[-1]) if found else path.stem
 
@@ -201,13 +234,13 @@ def _names_band(path: Path) -> bool:
 
 
 def _band_parts(path: Path) -> list[str]:
-    """List the words in a file's name that are names of bands, such as `B04`."""
+    """Return those words in a file's name that are names of Sentinel-2 bands, such as `B04`."""
     parts = re.split(r"[^A-Za-z0-9]+", path.stem)
     return [part for part in parts if re.fullmatch(r"B(\d{1,2}|8A)", part, re.IGNORECASE)]
 
 
 def numbered(scenes: Sequence[FoundScene]) -> Iterator[FoundScene]:
-    """Yield the scenes with different names: add `~2`, `~3`, ... to the name of a scene if an earlier one has it."""
+    """Yield the scenes with names that differ: the second scene of a name gets `~2` at its end, the third `~3`."""
     count: dict[str, int] = {}
     for scene in scenes:
         count[scene.name] = count.get(scene.name, 0) + 1

@@ -16,7 +16,11 @@ from stssl.archives.sentinel2 import RESOLUTION
 
 
 class SyntheticStream(IntEnum):
-    """Name each use of random numbers in a synthetic archive. Seeds contain these values, so they must not change."""
+    """Number the uses of random numbers in a synthetic archive, such as splits and noise.
+
+    The random seed of each use contains its number, so the numbers must not change: else the same seed would give
+    another archive.
+    """
 
     WORLD = 0
     SPLIT = 1
@@ -35,8 +39,8 @@ class CoverFamily(NamedTuple):
     Attributes:
         summer: Reflectance times 10,000 of each band in high summer.
         winter: Reflectance times 10,000 of each band in winter.
-        strength: Strength of the texture.
-        size: Size of the texture in pixels.
+        strength: Strength of the texture: standard deviation of the brightness factor of a pixel, such as 0.2.
+        size: Width of the spots of the texture in pixels.
     """
 
     summer: tuple[int, ...]
@@ -145,12 +149,12 @@ class Subject:
     """Describe the ground, the season and the weather that a synthetic patch shows.
 
     Attributes:
-        labels: Indices of its classes in `LABELS_43`.
+        labels: Indices of the patch's classes in `LABELS_43`.
         day_of_year: Day of the acquisition, 1..366.
-        lat: Latitude in degrees.
+        lat: Latitude of the patch in degrees.
         snow: True if snow covers the patch.
         cloud: True if clouds cover the patch.
-        place: Random seed of the place, for the map of its classes.
+        place: Random seed of the place, for the map of the patch's classes.
         visit: Random seed of the acquisition, for light, haze and noise.
     """
 
@@ -170,8 +174,8 @@ class Palette:
     Attributes:
         summer: [43, 12] reflectance times 10,000 in high summer.
         winter: [43, 12] reflectance times 10,000 in winter.
-        strength: [43] strength of the texture.
-        size: [43] size of the texture in pixels.
+        strength: [43] strength of the texture: standard deviation of the brightness factor of a pixel.
+        size: [43] width of the spots of the texture in pixels.
     """
 
     summer: NDArray[np.float32]
@@ -181,7 +185,7 @@ class Palette:
 
 
 def palette() -> Palette:
-    """Return the colors and textures of the 43 classes. They are the same in all synthetic archives."""
+    """Return the colors and textures of the 43 CORINE classes. They are the same in all synthetic archives."""
     rng = np.random.default_rng(20)
     rows = [FAMILIES[FIRST_OF_FAMILY[max(code for code in FIRST_OF_FAMILY if code <= clc)]] for clc in CLC.values()]
     own = 1 + rng.normal(0, 0.07, (len(LABELS_43), len(WAVES)))
@@ -195,17 +199,17 @@ def palette() -> Palette:
 
 
 def _number(name: str) -> int:
-    """Return the index of a class in `LABELS_43`."""
+    """Return the index of the class called `name` in `LABELS_43`."""
     return LABELS_43.index(name)
 
 
 def greenness(day_of_year: float, lat: float) -> float:
-    """Compute how green vegetation is, from 0 (winter) to 1 (high summer).
+    """Return how green vegetation is on a day at a latitude, from 0 (winter) to 1 (high summer).
 
-    In the north, summers are shorter and later.
+    In the north, summers are shorter and later than in the south.
 
     Args:
-        day_of_year: 1..366.
+        day_of_year: Day, 1..366.
         lat: Latitude in degrees.
     """
     length = np.interp(lat, (36, 68), (130, 55))
@@ -217,7 +221,12 @@ class Painter:
     """Paint the pixels of synthetic patches. Noise images are made in advance, so a patch takes only a millisecond."""
 
     def __init__(self, seed: int, pool: int = 48) -> None:
-        """Make `pool` random images of each kind of noise (shapes, textures, grain), from which all patches choose."""
+        """Make random images of three kinds (shapes, textures, grain), from which all patches then choose.
+
+        Args:
+            seed: Seed of the archive.
+            pool: Number of images of each kind; of the textures, of each spot size.
+        """
         rng = np.random.default_rng((seed, SyntheticStream.NOISE))
         self.palette = palette()
         self._shapes = _smooth(rng, pool, 30)
@@ -225,7 +234,13 @@ class Painter:
         self._grain = rng.normal(0, 1, (pool, SIDE, SIDE)).astype(np.float32)
 
     def paint(self, subject: Subject) -> dict[str, NDArray[np.uint16]]:
-        """Paint one synthetic patch. Return its pixels as arrays `b10`, `b20` and `b60`, one for each resolution."""
+        """Paint one synthetic patch. Return a dict from array (`b10`, `b20`, `b60`) to pixels [bands, H, W].
+
+        The name of an array tells the pixel size in meters.
+
+        Args:
+            subject: Ground, season and weather that the patch shows.
+        """
         where, when = np.random.default_rng(subject.place), np.random.default_rng(subject.visit)
         labels = subject.labels
         classes = self._map(labels, where)
@@ -248,7 +263,7 @@ class Painter:
 
         Args:
             subject: Classes, place, season and weather of the patch.
-            when: Random numbers of the acquisition, for light and haze.
+            when: Source of the acquisition's random numbers, for light and haze.
         """
         summer, winter = self.palette.summer[subject.labels], self.palette.winter[subject.labels]
         green = np.clip(greenness(subject.day_of_year, subject.lat) + when.normal(0, 0.08), 0, 1)
@@ -258,11 +273,11 @@ class Painter:
         return np.asarray(spectra, np.float32)
 
     def _map(self, labels: NDArray[np.int64], where: np.random.Generator) -> NDArray[np.int64]:
-        """Return a random map of a patch's classes: [120, 120] indices into the patch's list of classes.
+        """Return a random map of a patch's classes: [120, 120] indices into `labels`.
 
         Args:
             labels: Classes of the patch.
-            where: Random numbers of the place.
+            where: Source of the place's random numbers.
         """
         fields = _pick(self._shapes, where, len(labels))
         return np.asarray((fields + where.normal(0, 0.7, (len(labels), 1, 1))).argmax(0), np.int64)
@@ -270,12 +285,12 @@ class Painter:
     def _texture(
         self, labels: NDArray[np.int64], classes: NDArray[np.int64], where: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Return the texture of a patch, [120, 120]: for each pixel a brightness factor near 1, by the pixel's class.
+        """Return the texture of a patch: a brightness factor near 1 for each pixel, [120, 120], by the pixel's class.
 
         Args:
             labels: Classes of the patch.
             classes: Map of the classes, [120, 120] indices into `labels`.
-            where: Random numbers of the place.
+            where: Source of the place's random numbers.
         """
         kinds = {int(size): _pick(self._noise[int(size)], where, 1)[0] for size in np.unique(self.palette.size[labels])}
         fields = np.stack([kinds[int(size)] for size in self.palette.size[labels]])
@@ -283,11 +298,14 @@ class Painter:
         return np.asarray(1 + self.palette.strength[labels][classes] * chosen, np.float32)
 
     def _cover(self, subject: Subject, when: np.random.Generator) -> tuple[float, NDArray[np.float32]] | None:
-        """Paint the snow or clouds that hide the ground.
+        """Return the brightness of the snow or clouds over a patch, and the share of each pixel that they cover.
+
+        Args:
+            subject: Weather of the patch.
+            when: Source of the acquisition's random numbers.
 
         Returns:
-            Reflectance times 10,000 of the snow or clouds, and the share [120, 120] of each pixel that they cover; None
-            if the patch has neither.
+            Reflectance times 10,000, and shares [120, 120] from 0 to 1; None if the patch has neither snow nor clouds.
         """
         if not (subject.snow or subject.cloud):
             return None
@@ -296,7 +314,10 @@ class Painter:
 
 
 def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Choose `count` noise images from a pool, and turn and mirror each, at random. Return [count, 120, 120]."""
+    """Choose noise images at random from a pool, turn and mirror each at random, and return them.
+
+    `pool` is [n, 120, 120], and the result [count, 120, 120]. The same image may be chosen twice.
+    """
     numbers, turns = rng.integers(0, len(pool), count), rng.integers(0, 8, count)
     fields = np.empty((count, SIDE, SIDE), np.float32)
     for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
@@ -307,7 +328,7 @@ def _pick(pool: NDArray[np.float32], rng: np.random.Generator, count: int) -> ND
 
 
 def _smooth(rng: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """Make smooth random images [count, 120, 120] of variance 1. Their spots are about `size` pixels wide."""
+    """Return smooth random images [count, 120, 120] of mean 0 and variance 1, with spots about `size` pixels wide."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     spectrum = np.fft.rfft2(rng.normal(size=(count, SIDE, SIDE))) * np.exp(-((frequency * size * 2) ** 2))
     fields = np.fft.irfft2(spectrum, s=(SIDE, SIDE))

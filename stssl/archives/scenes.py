@@ -37,7 +37,7 @@ MAJORITY, COVERED, LEAST_PRESENT = 0.5, 0.5, 0.05
 
 @dataclass(frozen=True)
 class _Window:
-    """Say where a window (a future patch) begins: number of the scene, row and column in pixels of its finest layer."""
+    """Hold where a window (a future patch) begins: number of its scene, and row and column in the finest band."""
 
     scene: int
     row: int
@@ -45,7 +45,12 @@ class _Window:
 
 
 def _shifts(name: str, image: SceneImage) -> Iterator[str]:
-    """Yield a remark if a scene's metadata state an offset, such as -1000, which is added to its pixel values."""
+    """Yield a remark if the metadata of a scene state an offset, such as -1000, which is added to its pixel values.
+
+    Args:
+        name: Name of the scene.
+        image: Description of the scene.
+    """
     shifts = sorted({band.numbers.shift for layer in image.layers for band in layer.bands} - {0.0})
     if shifts:
         words = ", ".join(f"{shift:+g}" for shift in shifts)
@@ -53,17 +58,17 @@ def _shifts(name: str, image: SceneImage) -> Iterator[str]:
 
 
 def _listed(words: str | None) -> tuple[str, ...] | None:
-    """Split a text of names with commas between them, such as `B04, B03`. Return None for None."""
+    """Return the names in a text such as `B04, B03`, with commas between them. Return None for None."""
     return None if words is None else tuple(name.strip() for name in words.split(","))
 
 
 class Scenes:
-    """Cut whole scenes (large georeferenced images) into patches, and read these.
+    """Cut whole scenes (large georeferenced images) into patches, and read these patches.
 
     Attributes:
         remarks: Remarks for the user about windows (future patches) and labels, one line each.
         undated: Names of the scenes without a date.
-        notes: All remarks, one line each.
+        notes: `remarks`, and one more line for each scene without a date.
     """
 
     maps: tuple[PixelArray, ...] = ()
@@ -131,7 +136,7 @@ class Scenes:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return the files that patches are read from."""
+        """Return the paths of all files that patches are read from, without files of labels."""
         images = [scene.image for scene in self._scenes if scene.image is not None]
         return tuple(dict.fromkeys(band.path for image in images for layer in image.layers for band in layer.bands))
 
@@ -149,6 +154,11 @@ class Scenes:
     def _require_options(self, labels: Path | None, attribute: str | None, classes: str | None) -> None:
         """Check that the sizes are possible, and that no option for labels is given without labels.
 
+        Args:
+            labels: File of the labels; None if the user gave none.
+            attribute: Attribute of polygons with the class names, or None.
+            classes: Names of a raster's indexes, or None.
+
         Raises:
             ConfigError: An option is impossible.
         """
@@ -160,7 +170,11 @@ class Scenes:
             )
 
     def _declare(self, labels: Path | None) -> None:
-        """Set what the archive tells a conversion: store columns, remarks, and the values that identify the archive."""
+        """Set the attributes that a conversion reads: store columns, remarks, and the values that identify the archive.
+
+        Args:
+            labels: File of the labels; None if there are none.
+        """
         self.label_sets: tuple[str, ...] = ()
         self.columns: tuple[Column, ...] = (*COMMON, *REGION, *GRID)
         if self._labels is not None:
@@ -203,7 +217,7 @@ class Scenes:
                 )
 
     def _arrays(self, scenes: Sequence[SceneImage]) -> tuple[PixelArray, ...]:
-        """Describe the store's pixel arrays for patches of these scenes: one array for each pixel size."""
+        """Return descriptions of the store's pixel arrays for patches of these scenes, one for each pixel size."""
         meters = common_meters([scene.first.grid for scene in scenes])
         found: list[PixelArray] = []
         for layer in scenes[0].layers:
@@ -218,7 +232,13 @@ class Scenes:
         return tuple(found)
 
     def _windows_of(self, number: int, image: SceneImage | None) -> Iterator[_Window]:
-        """Yield the windows of a scene that have a measured pixel. For a scene that cannot be read, yield one window.
+        """Yield the windows of a scene that have a measured pixel in the first band. Each window becomes a patch.
+
+        For a scene that cannot be read, yield one window.
+
+        Args:
+            number: Number of the scene.
+            image: Description of the scene; None if it cannot be read.
 
         Raises:
             DataError: The scene cannot be read to its end.
@@ -234,7 +254,10 @@ class Scenes:
                     yield _Window(number, row, column)
 
     def _find_windows(self) -> list[_Window]:
-        """List the windows of all scenes. A scene that cannot be read gets one window, so the error report names it."""
+        """Return the windows of all scenes. Each window becomes a patch.
+
+        A scene that cannot be read gets one window, so the error report of the conversion names it.
+        """
         found: list[_Window] = []
         for number, scene in enumerate(self._scenes):
             try:
@@ -245,7 +268,7 @@ class Scenes:
         return found
 
     def _name(self, window: _Window) -> str:
-        """Return the name of a patch, made of the scene's name and the patch's first row and column in the scene.
+        """Return the name of the patch in a window: the scene's name with the window's first row and column.
 
         If the scene is as large as a patch, return the scene's name alone.
         """
@@ -254,14 +277,17 @@ class Scenes:
         return scene.name if alone else f"{scene.name}_r{window.row}_c{window.column}"
 
     def _grid(self, window: _Window) -> ImageGrid | None:
-        """Return the grid of a patch, in pixels of the finest band; None if its scene cannot be read."""
+        """Return coordinate system, corner and pixel size of the patch in a window; None if its scene cannot be read.
+
+        The pixel size is that of the finest bands.
+        """
         image = self._scenes[window.scene].image
         return None if image is None else image.first.grid.at(window.row, window.column)
 
     def _location_ids(self) -> list[int]:
-        """Return a number for each patch that tells its place; -1 if its scene cannot be read.
+        """Return for each patch a number that tells its place; -1 if its scene cannot be read.
 
-        Patches with the same corner, in scenes of several dates, share a number.
+        Patches with the same corner, such as those in scenes of several dates, share a number.
         """
         known: dict[tuple[str, float, float], int] = {}
         found = []
@@ -272,7 +298,7 @@ class Scenes:
         return found
 
     def _remarks(self) -> Iterator[str]:
-        """Yield remarks for the user: windows and pixels that are left out, offsets of bands, and labels."""
+        """Yield remarks for the user, one line each: windows and pixels left out, offsets of bands, and labels."""
         kept = Counter(window.scene for window in self._windows)
         for number, scene in enumerate(self._scenes):
             if scene.image is None:
@@ -293,7 +319,9 @@ class Scenes:
             yield from self._labels.notes
 
     def read(self, row: int) -> Patch:
-        """Read one patch of a scene: its pixels, place, date and label. Problems are added to the patch's list.
+        """Read one patch of a scene, and return its pixels, place, date and label.
+
+        What cannot be read is an error in the patch's list of problems.
 
         Args:
             row: Row of the patch in the store.
@@ -319,7 +347,13 @@ class Scenes:
         return patch
 
     def _keep(self, patch: Patch, image: SceneImage, window: _Window, name: str) -> None:
-        """Read the pixels of a window, and its mask of measured pixels, into `patch`.
+        """Read the pixels of a window and its mask of measured pixels, and put both into `patch`.
+
+        Args:
+            patch: Patch to change.
+            image: Scene with the window.
+            window: First row and column of the window.
+            name: Name of the patch, for messages.
 
         Raises:
             BadPatchError: A file cannot be read, or a band has no measured pixel.
@@ -346,7 +380,11 @@ class Scenes:
             raise BadPatchError("nodata", f"{name} has no measured pixel in {', '.join(empty)}")
 
     def _place(self, grid: ImageGrid, name: str) -> Values:
-        """Return latitude and longitude of the center of a patch as columns of a store.
+        """Return latitude and longitude of the center of a patch in degrees as a dict of store columns.
+
+        Args:
+            grid: Coordinate system, upper left corner and pixel size of the patch.
+            name: Name of the patch, for messages.
 
         Raises:
             BadPatchError: The center has no place on the Earth.
@@ -358,9 +396,14 @@ class Scenes:
         return {"lat": float(lat[0]), "lon": float(lon[0])}
 
     def _label(self, labels: AreaLabels, grid: ImageGrid) -> Values:
-        """Choose the label of a patch by the share of it that each class covers. Return it as a column of a store.
+        """Return the label of a patch as a dict with one store column, chosen by the share that each class covers.
 
-        If classes cover too little of the patch, it is unlabeled: return no column.
+        The label is the class that covers most; if the user wants several labels, all classes that cover enough. If
+        classes cover too little of the patch, it is unlabeled: the dict is empty.
+
+        Args:
+            labels: Map of classes.
+            grid: Coordinate system, upper left corner and pixel size of the patch.
         """
         shares = labels.shares(grid, self._size)
         if self._multi:
@@ -372,7 +415,7 @@ class Scenes:
 
     @staticmethod
     def write_example(folder: Path) -> Example:
-        """Write tiny scenes for tests, and return the values that their store must hold.
+        """Write tiny scenes for tests, and return their description with the values that their store must hold.
 
         These are six GeoTIFFs of one patch each, and polygons of classes. No polygon covers the last scene.
 

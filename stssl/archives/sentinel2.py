@@ -28,11 +28,11 @@ EUROPE = ((27.0, 72.0), (-32.0, 46.0))
 
 
 def sentinel_arrays(bands: str, side_m: float = PATCH_SIDE, nodata: int | None = None) -> tuple[PixelArray, ...]:
-    """Describe the pixel arrays of Sentinel-2 patches in a store: all bands, or red, green and blue alone.
+    """Return descriptions of the pixel arrays that a store has for Sentinel-2 patches, one for each pixel size.
 
     Args:
-        bands: `all` or `rgb`.
-        side_m: Width of a patch in meters.
+        bands: `all`, or `rgb` for one array of red, green and blue.
+        side_m: Width and height of a patch in meters.
         nodata: Stored value that means "not measured"; None if no value means this.
 
     Raises:
@@ -53,10 +53,10 @@ def read_bands(patch: Patch, folder: Path, name: str, arrays: tuple[PixelArray, 
     If one band is bad, the patch gets no bands at all, since the store would hold zeros for the missing band.
 
     Args:
-        patch: Patch to fill. Errors of its bands are added to its list of problems.
+        patch: Patch to change. Errors of its bands are added to its list of problems.
         folder: Folder of the band files.
         name: Start of the files' names.
-        arrays: Pixel arrays that the bands belong to.
+        arrays: Descriptions of the store's pixel arrays, with the bands to read.
     """
     blocks = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
     bad: list[BadPatchError] = []
@@ -81,9 +81,9 @@ def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelAr
     """Put pixels into `patch`, and record which bands have pixels. Add a problem to its list if a band is all 0.
 
     Args:
-        patch: Patch to fill.
-        blocks: Name of each array, and its pixels [bands, H, W].
-        arrays: Pixel arrays of the store.
+        patch: Patch to change.
+        blocks: Name of each pixel array, and its pixels [bands, H, W].
+        arrays: Descriptions of these pixel arrays.
     """
     patch.arrays = blocks
     places = [(array, place) for array in arrays for place in range(len(array.bands))]
@@ -95,12 +95,14 @@ def keep_pixels(patch: Patch, blocks: dict[str, AnyArray], arrays: tuple[PixelAr
 
 
 def grid_place(projection: str | int, upper_left: tuple[float, float], lower_right: tuple[float, float]) -> Values:
-    """Compute the place columns of a store (degrees and grid corner) from a patch's corners in a projected grid.
+    """Return the place of a patch as a dict of store columns, from its corners in a projected grid.
+
+    The columns are `lat` and `lon` of the center in degrees, and `ulx` and `uly` of the upper left corner in meters.
 
     Args:
-        projection: EPSG code or WKT.
-        upper_left: Easting and northing in meters.
-        lower_right: Easting and northing in meters.
+        projection: EPSG code or WKT of the grid.
+        upper_left: Easting and northing of the upper left corner in meters.
+        lower_right: Easting and northing of the lower right corner in meters.
 
     Raises:
         ValueError: The corners are missing, swapped, or not in Europe.

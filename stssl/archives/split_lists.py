@@ -24,14 +24,14 @@ TRAINING_LISTS = ("train*_lb_*", "train*_ulb_*")
 
 
 def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
-    """Find the file of a list of patch names in some folders, by its name without ending. Try all usual endings.
+    """Return the path of a file with a list of patch names, found by its name without ending.
 
     Args:
-        folders: Folders to search, the first one first.
-        *stems: Names without ending, the preferred one first.
+        folders: Folders to search, the preferred one first.
+        *stems: Possible names of the file without ending, the preferred one first. All usual endings are tried.
 
     Returns:
-        Path of the file; None if no such file exists.
+        Path of the first file that exists; None if there is no such file.
     """
     for folder in folders:
         for stem in stems:
@@ -42,13 +42,13 @@ def find_list(folders: Iterable[Path], *stems: str) -> Path | None:
 
 
 def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
-    """Read a split into train, validation and test from three lists of patch names, called train, val and test.
+    """Read a split from three lists of patch names, which are files called train, val and test with a usual ending.
 
     Args:
-        folders: Folders to search, the first one first.
+        folders: Folders to search, the preferred one first.
 
     Returns:
-        Each part and its patch names; None if no lists exist.
+        A dict from part (`train`, `validation`, `test`) to its patch names; None if no lists exist.
 
     Raises:
         DataError: Some of the lists exist and others are missing, or a list is a pickle.
@@ -65,10 +65,17 @@ def find_split(folders: Iterable[Path]) -> dict[str, frozenset[str]] | None:
 
 
 def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
-    """Return the list files of a part of a split (train, validation or test); none if there are none.
+    """Return the paths of the lists of a part of a split (train, validation or test); an empty list if there are none.
 
-    A part has one list. Training may have two: the lists of labeled and of unlabeled patches, as the public code of
-    "Context Matters" has them.
+    A part has one list. Training may have two: the lists of labeled and of unlabeled patches, as in the public code of
+    "Context Matters".
+
+    Args:
+        folders: Folders to search, the preferred one first.
+        part: `train`, `validation` or `test`.
+
+    Raises:
+        DataError: The only list of the part is a pickle, which is never read.
     """
     if (own := find_list(folders, *PART_NAMES[part])) is not None:
         return [own]
@@ -85,13 +92,13 @@ def _lists_of(folders: Sequence[Path], part: str) -> list[Path]:
 
 
 def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Read a split from lists of patch names. Return a code of `SPLIT_CODES` for each patch, [N].
+    """Read a split from lists of patch names. Return a code of `SPLIT_CODES` for each patch: an array [N].
 
     A patch in no list gets `NO_SPLIT`. Return None if no lists exist.
 
     Args:
         names: Names of all N patches.
-        folders: Folders to search, the first one first.
+        folders: Folders to search for the lists, the preferred one first.
 
     Raises:
         DataError: A list is missing, or two lists name the same patch.
@@ -101,12 +108,14 @@ def split_codes(names: tuple[str, ...], folders: Sequence[Path]) -> NDArray[np.u
 
 
 def _codes(names: tuple[str, ...], parts: Mapping[str, frozenset[str]], where: str) -> NDArray[np.uint8]:
-    """Return the code of its part (train, validation or test) for each patch, [N]; `NO_SPLIT` for a patch in no part.
+    """Return for each patch the code of its part of a split (train, validation or test): an array [N].
+
+    A patch in no part gets `NO_SPLIT`.
 
     Args:
         names: Names of all N patches.
-        parts: Patch names of each part.
-        where: Source of the parts, for messages.
+        parts: Name of each part, and the names of its patches.
+        where: Path of the lists or the table that the parts come from, for messages.
 
     Raises:
         DataError: Two parts have the same patch.
@@ -122,14 +131,15 @@ def _codes(names: tuple[str, ...], parts: Mapping[str, frozenset[str]], where: s
 
 
 def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[str]]:
-    """Read the patch names of each part from a folder of lists, or from a table with columns `patch` and `split`.
+    """Read a split that the user gave: from a folder of lists, or from a table with the columns `patch` and `split`.
 
     Args:
         place: Folder or table.
-        names: Names of the archive's patches. If they are of BigEarthNet v1.0, a table's column `s2v1_name` names them.
+        names: Names of the archive's patches. If they have the form of BigEarthNet v1.0, the table's column `s2v1_name`
+            is used for patch names, if there is one.
 
     Returns:
-        Patch names of `train`, `validation` and `test`.
+        A dict from part (`train`, `validation`, `test`) to its patch names.
 
     Raises:
         DataError: The folder has no lists, the table lacks a column, or a cell names no part of a split.
@@ -159,11 +169,15 @@ def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[s
 
 
 def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> dict[str, NDArray[np.uint8]]:
-    """Read the splits that the user gave as folders of lists or tables. Return the codes [N] of the patches by split.
+    """Read the splits that the user gave as folders of lists or as tables.
 
     Args:
-        names: Names of all N patches.
-        splits: Name and folder or table of each split.
+        names: Names of all N patches of the archive.
+        splits: Name of each split, and its folder or table; None if the user gave none.
+
+    Returns:
+        A dict from split to the codes of the patches, [N]: a code of `SPLIT_CODES`, or `NO_SPLIT` for a patch in no
+        part.
 
     Raises:
         DataError: A folder has no lists, two lists name the same patch, or the lists name none of the patches.
@@ -184,14 +198,14 @@ def listed_splits(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> 
 
 
 def split_notes(names: tuple[str, ...], splits: Mapping[str, Path] | None) -> tuple[str, ...]:
-    """Describe how well the user's splits fit the archive: patches of each part, unknown names, patches in no part.
+    """Return remarks on how well the user's splits fit the archive.
 
     Args:
-        names: Names of all N patches.
-        splits: Name and folder or table of each split.
+        names: Names of all N patches of the archive.
+        splits: Name of each split, and its folder or table; None if the user gave none.
 
     Returns:
-        Lines for the user.
+        Lines of text for the user: numbers of patches in each part, names that no patch has, and patches in no part.
     """
     known = frozenset(names)
     found = []

@@ -38,9 +38,10 @@ ALIKE = 0.8
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """Read a Parquet table, or a text table with commas, semicolons, tabs or bars between its cells.
+    """Read a Parquet table, or a text table with commas, semicolons, tabs or bars between its cells. Return the table.
 
-    Spaces and quotes around the names of columns are removed. All cells of a text table are strings.
+    Spaces and quotes around the names of columns are removed. All cells of a text table are strings; empty ones are
+    null.
 
     Raises:
         DataError: The file cannot be read, is no table, or has two columns of one name.
@@ -68,20 +69,28 @@ IMAGES = frozenset((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2"))
 
 
 def folder_of(place: Path) -> Path:
-    """Return the folder that image paths are relative to: `place` itself, or the folder of a table or pattern."""
+    """Return the folder that image paths are relative to.
+
+    For a folder, this is `place` itself; for a table file, its folder; for a pattern, the folder before the first `*`.
+
+    Args:
+        place: Folder, table file, or pattern such as `tiles/*.tif`.
+    """
     if place.is_dir():
         return place
     return next(above for above in place.parents if not has_magic(str(above)))
 
 
 def folder_table(place: Path) -> pyarrow.Table:
-    """List the images of a folder and of all folders in it, or those of a pattern, as a table with the column `path`.
+    """Return a table with one column, `path`: the images in a folder and all its subfolders, or those of a pattern.
+
+    Hidden files and folders are left out. Paths are relative to the folder, or to the folder before the pattern.
 
     Args:
         place: Folder, or pattern such as `tiles/*.tif`. `**` stands for any number of folders.
 
     Raises:
-        DataError: There is no image.
+        DataError: The folder or the pattern has no image.
     """
     folder = folder_of(place)
     if place.is_dir():
@@ -99,7 +108,7 @@ def folder_table(place: Path) -> pyarrow.Table:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
-    """Read a Parquet table. First check its size, since it could fill the memory.
+    """Read a Parquet table, and return it. Its size is checked first, since it could fill the memory.
 
     Raises:
         ValueError: The table is larger than this package reads.
@@ -113,7 +122,11 @@ def _read_parquet(path: Path) -> pyarrow.Table:
 
 
 def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
-    """Read a table from the lines of a text file, such as CSV.
+    """Read a table from a text file, such as CSV, and return it. All its columns have texts.
+
+    Args:
+        path: Path of the file.
+        head: First bytes of the file, which tell other kinds of files.
 
     Raises:
         DataError: The file is no text table. The message says what it is, if the first bytes show it.
@@ -141,9 +154,16 @@ def _read_lines(path: Path, head: bytes) -> pyarrow.Table:
 
 
 def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Split the lines of a text table into cells. Return the cells of each line, and the line numbers.
+    """Split the lines of a text table into cells. Return the list of cells of each line, and the line numbers, from 1.
 
     Empty lines, and a first line such as `sep=;`, are left out.
+
+    Args:
+        text: The whole text of the table.
+        path: Path of the table, for messages.
+
+    Raises:
+        DataError: A quote is open at the end of a cell.
     """
     skipped = 0
     separator = ""
@@ -171,7 +191,10 @@ def _cells(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
 
 
 def _separator(text: str) -> str:
-    """Return the separator of a text table: the sign that divides the first line with text into the most cells."""
+    """Return the separator of a text table: the sign that divides the first line with text into the most cells.
+
+    Candidates are comma, semicolon, tab and bar.
+    """
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     try:
         counts = {sign: len(next(csv.reader([first], delimiter=sign))) for sign in SEPARATORS}
@@ -181,24 +204,28 @@ def _separator(text: str) -> str:
 
 
 def _stripped(name: str) -> str:
-    """Return a column's name without byte order mark, control characters, and spaces and quotes around it."""
+    """Return a column's name without spaces and quotes around it, and without invisible signs (control characters)."""
     name = "".join(sign for sign in str(name) if unicodedata.category(sign) not in ("Cf", "Cc"))
     return name.strip().strip("\"'").strip()
 
 
 def _key(name: str) -> str:
-    """Return the name of a column in small letters, with one `_` for spaces and hyphens, to compare names."""
+    """Return the name of a column in small letters, with one `_` for each group of spaces and hyphens.
+
+    Names that differ only in these become equal.
+    """
     return "_".join(unicodedata.normalize("NFKC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """List which columns of a table this package uses, and which it does not.
+    """Hold which columns of a table this package uses, and which it does not.
 
     Attributes:
         used: Name of each used column in the table, by its name in this package.
-        unused: Names of the other columns in the table.
-        doubled: Other columns of the table with the same meaning as a used one, by its name in this package.
+        unused: Names of all other columns in the table.
+        doubled: Names of columns in the table that have the same meaning as a used one, by the name of the latter in
+            this package.
     """
 
     used: dict[str, str]
@@ -206,7 +233,7 @@ class TableColumns:
     doubled: dict[str, tuple[str, ...]]
 
     def words(self) -> tuple[str, ...]:
-        """Return lines for the user that list a table's used columns, unused columns, and columns of equal meaning."""
+        """Return lines of text for the user about a table's columns: used ones, unused ones, those of equal meaning."""
         used = ", ".join(name if name == own else f"{name} from '{own}'" for name, own in self.used.items())
         lines = [f"columns used: {used}"]
         if self.unused:
@@ -221,12 +248,12 @@ def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[s
     """Return a hint if the name of an unused column looks like a mistyped name of a wanted one; else an empty text.
 
     Args:
-        what: Name of the wanted column in this package.
+        what: Name of the wanted column in this package, a key of `wanted`.
         names: Names of the unused columns.
-        wanted: Each wanted column, and its possible names in small letters.
+        wanted: Name of each wanted column in this package, and its possible names in a table, in small letters.
 
     Returns:
-        Words such as `'clas': did you mean class?`.
+        A text such as `'clas': did you mean class?`.
     """
     for name in names:
         if near := difflib.get_close_matches(_key(name), wanted[what], n=1, cutoff=ALIKE):
@@ -235,17 +262,17 @@ def nearest_column(what: str, names: Sequence[str], wanted: Mapping[str, tuple[s
 
 
 def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], path: Path) -> TableColumns:
-    """Find the wanted columns of a table by their names. Return the used and the unused columns.
+    """Find the wanted columns of a table by their names. Return the names of the used and the unused columns.
 
-    A column may have several possible names. If a table has more than one of them, the first name in `wanted` wins.
+    If a table has several columns with possible names of one wanted column, the name that comes first in `wanted` wins.
 
     Args:
         names: Names of the table's columns.
-        wanted: Each wanted column, and its possible names in small letters.
+        wanted: Name of each wanted column in this package, and its possible names in a table, in small letters.
         path: Path of the table, for messages.
 
     Raises:
-        DataError: The names of two columns differ only in case, spaces or hyphens.
+        DataError: The names of two columns of one meaning differ only in case, spaces or hyphens.
     """
     known: dict[str, list[str]] = {}
     for name in names:
@@ -267,11 +294,13 @@ def choose_columns(names: Sequence[str], wanted: Mapping[str, tuple[str, ...]], 
 
 
 def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path: Path) -> dict[str, list[object]]:
-    """Return the wanted columns of a table as lists of cells, by name. Leave out columns that the table lacks.
+    """Return the wanted columns of a table: a dict from the column's name in this package to the list of its cells.
+
+    Columns that the table lacks are left out.
 
     Args:
         table: The table.
-        wanted: Each wanted column, and its possible names in small letters.
+        wanted: Name of each wanted column in this package, and its possible names in a table, in small letters.
         path: Path of the table, for messages.
 
     Raises:
@@ -282,7 +311,7 @@ def columns_of(table: pyarrow.Table, wanted: Mapping[str, tuple[str, ...]], path
 
 
 def cells_of(table: pyarrow.Table, name: str, path: Path) -> list[object]:
-    """Read the cells of one column of a table as Python values.
+    """Return the cells of one column of a table as a list of Python values; None for an empty cell.
 
     Args:
         table: The table.

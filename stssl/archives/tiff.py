@@ -43,7 +43,16 @@ _RELEVANT = frozenset({*_NEEDED, *_EXPECTED, _ROWS, _TILE, _TIEPOINT, _GEOKEYS, 
 
 
 def _tags(data: bytes) -> dict[int, TagValues] | None:
-    """Read the tags of a little-endian classic TIFF with one image. Return None for any other file."""
+    """Return the relevant tags of a little-endian classic TIFF with one image; None for any other file.
+
+    The result is a dict from the number of a tag to its values.
+
+    Args:
+        data: Bytes of the file.
+
+    Raises:
+        struct.error: The file is truncated.
+    """
     if data[:4] != b"II*\0":
         return None
     (start,) = struct.unpack_from("<I", data, 4)
@@ -67,10 +76,13 @@ def _tags(data: bytes) -> dict[int, TagValues] | None:
 
 
 def strip_spans(data: bytes) -> NDArray[np.uint16] | None:
-    """Read the pixels [H, W] of a TIFF of one 16-bit unsigned band in uncompressed strips.
+    """Read the pixels of a TIFF with one 16-bit unsigned band in uncompressed strips.
+
+    Args:
+        data: Bytes of the file.
 
     Returns:
-        Pixels; None for any other file and for a truncated one. The caller tries rasterio next.
+        Pixels [H, W]; None for any other file and for a truncated one. The caller then tries rasterio.
     """
     try:
         tags = _tags(data)
@@ -94,7 +106,7 @@ def _plain(tags: dict[int, TagValues], size: int) -> bool:
     """Return True if `strip_spans` can read a TIFF: one uint16 band, in uncompressed strips that are all in the file.
 
     Args:
-        tags: Tags of the TIFF.
+        tags: Values of each tag of the TIFF, by the tag's number.
         size: Size of the file in bytes.
     """
     if _TILE in tags or _EXTRA in tags or any(tag not in tags for tag in _NEEDED):
@@ -120,7 +132,7 @@ def _plain(tags: dict[int, TagValues], size: int) -> bool:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Hold the place of a raster image in its projection.
+    """Hold the corners of a raster image in its projection.
 
     Attributes:
         projection: EPSG code, or WKT if the projection has no code.
@@ -148,7 +160,11 @@ class UtmCorner(NamedTuple):
 
 
 def georeference(source: Path | BytesIO, name: str) -> Georeference:
-    """Return projection and corners of a raster image, read from a path or from an open file in memory.
+    """Return the projection and the corners of a raster image, read from its georeference.
+
+    Args:
+        source: Path of the file, or an open file in memory.
+        name: Name of the image in messages.
 
     Raises:
         BadPatchError: The file cannot be read, has no georeference, or is turned against its projection.
@@ -164,7 +180,13 @@ def georeference(source: Path | BytesIO, name: str) -> Georeference:
 
 
 def utm_corner(data: bytes) -> UtmCorner | None:
-    """Read EPSG code and upper left corner of a GeoTIFF in a projected system; None for files that need GDAL."""
+    """Return EPSG code and upper left corner of a GeoTIFF in a projected system with units of meters.
+
+    Return None for any other file, which GDAL must read.
+
+    Args:
+        data: Bytes of the file.
+    """
     try:
         tags = _tags(data)
         if tags is None or not {_TIEPOINT, _GEOKEYS} <= tags.keys():
@@ -185,9 +207,13 @@ def utm_corner(data: bytes) -> UtmCorner | None:
 def read_band(path: Path, size: int) -> NDArray[np.uint16]:
     """Read a file with one band of 16-bit unsigned pixels. Return the pixels [size, size].
 
+    Args:
+        path: Path of the file.
+        size: Width and height that the image must have, in pixels.
+
     Raises:
         BadPatchError: The file is missing, unreadable or truncated, has another size or type, or has pixels that are
-            not measured.
+            not measured and not 0.
     """
     data = read_bytes(path, path.name)
     pixels = strip_spans(data)

@@ -17,7 +17,7 @@ def check_directory(path: Path) -> None:
         path: Path of the zip file.
 
     Raises:
-        DataError: The file claims more members or bytes than any data set has.
+        DataError: The file claims more members or bytes than any data set has, or a longer list than the file.
         OSError: The file cannot be read.
     """
     size = path.stat().st_size
