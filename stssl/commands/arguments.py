@@ -21,13 +21,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that an argument of the command line is a local path, not a URL. Return it unchanged.
+    """Check that the value of an argument is a local path, not a URL. Return it unchanged.
 
     Without this check, a URL would make a folder named `s3:`.
 
     Args:
-        parameter: The option or argument, for the message.
-        value: A path, a list of paths, or None.
+        parameter: The option or argument of the command line, for its name in messages.
+        value: A path, a list of paths, or None, which passes.
 
     Raises:
         ConfigError: A path is a URL.
@@ -38,13 +38,13 @@ def local_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that the path of a result is local, not a URL, and return it unchanged.
+    """Check that the path of a result to write is local, not a URL, and return it unchanged.
 
     Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
-        parameter: The option or argument, for the message.
-        value: A path, or None.
+        parameter: The option or argument of the command line, for its name in messages.
+        value: A path, or None, which passes.
 
     Raises:
         ConfigError: The path is a URL.
@@ -55,16 +55,16 @@ def result_path(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def new_store(parameter: typer.CallbackParam, value: str) -> str:
-    """Check that the place of a new store is a path or a URL, and return it unchanged.
+    """Check that the place of a store to write is a path or a URL that a store can have. Return it unchanged.
 
     Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
-        parameter: The argument, for the message.
+        parameter: The option or argument of the command line, for its name in messages.
         value: Path or URL.
 
     Raises:
-        ConfigError: The argument is neither a path nor a URL.
+        ConfigError: The value is neither a path nor such a URL.
     """
     store_place(parameter, value)
     _warn_if_vanishing(parameter, value)
@@ -80,14 +80,14 @@ def _warn_if_vanishing(parameter: typer.CallbackParam, value: str | Path | None)
 
 
 def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that the place of a run is a path or the URL of an object store. Return it unchanged.
+    """Check that the place of a run (a training) is a path or the URL of an object store. Return it unchanged.
 
     Args:
-        parameter: The option or argument, for the message.
-        value: A path or URL, a list of them, or None.
+        parameter: The option or argument of the command line, for its name in messages.
+        value: A path or URL, a list of them, or None, which passes.
 
     Raises:
-        ConfigError: A text is neither a path nor the URL of an object store.
+        ConfigError: A place is neither a path nor the URL of an object store.
     """
     from stssl.base.paths import folder_given
 
@@ -95,16 +95,16 @@ def run_place(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that the place of a result is a path or the URL of an object store, and return it unchanged.
+    """Check that the place of a result to write is a path or the URL of an object store. Return it unchanged.
 
     Warn if it lies in a Ray job's copy of the working folder, since Ray deletes this copy after the job.
 
     Args:
-        parameter: The option or argument, for the message.
-        value: A path or URL, or None.
+        parameter: The option or argument of the command line, for its name in messages.
+        value: A path or URL, or None, which passes.
 
     Raises:
-        ConfigError: The text is neither a path nor the URL of an object store.
+        ConfigError: The value is neither a path nor the URL of an object store.
     """
     run_place(parameter, value)
     _warn_if_vanishing(parameter, value)
@@ -115,11 +115,11 @@ def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
     """Check that the place of a store is a path or a URL that a store can have. Return it unchanged.
 
     Args:
-        parameter: The option or argument, for the message.
-        value: Path or URL, or None.
+        parameter: The option or argument of the command line, for its name in messages.
+        value: Path or URL, or None, which passes.
 
     Raises:
-        ConfigError: The argument is neither a path nor a URL.
+        ConfigError: The value is neither a path nor such a URL.
     """
     from stssl.base.paths import store_given
 
@@ -127,7 +127,13 @@ def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def _checked(parameter: typer.CallbackParam, value: Any, check: Callable[[Any, str], object]) -> Any:
-    """Call `check` with each path or URL in an argument's value and the argument's name. Return the value unchanged."""
+    """Check each path or URL in the value of an argument. Return the value unchanged.
+
+    Args:
+        parameter: The option or argument of the command line.
+        value: A path or URL, a list of them, or None, which passes.
+        check: Function that is called with each path or URL and the argument's name; it raises an error for a bad one.
+    """
     for one in value if isinstance(value, list | tuple) else [value]:
         if one is not None:
             check(one, _shown(parameter))
@@ -135,23 +141,28 @@ def _checked(parameter: typer.CallbackParam, value: Any, check: Callable[[Any, s
 
 
 def _shown(parameter: typer.CallbackParam) -> str:
-    """Return an option's name as users type it, such as `--out`, or an argument's name as the help shows it."""
+    """Return the name of an option or argument, for messages.
+
+    An option has the name that users type, such as `--out`. An argument has its name in capitals, such as `STORE`.
+    """
     return next((one for one in parameter.opts if one.startswith("--")), (parameter.name or "").upper())
 
 
 class ListCommand(TyperCommand):
-    """Let an option take several words at once: `--by country season` is `--by country --by season`.
+    """Let an option of a command take several words at once: `--by country season` is `--by country --by season`.
 
     Attributes:
         lists: Options that take several words. A comma separates words too.
-        switches: Options that take no word.
+        switches: Options of the command that take no word, such as `--plan`.
     """
 
     lists: tuple[str, ...] = ("--by",)
     switches: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line. First, repeat an option before each word of its list (see `written_out`).
+        """Parse a command line into `ctx`, and return the words that are left, as typer does.
+
+        Before that, repeat each option that takes several words before each of these words.
 
         Args:
             ctx: Context of the command.
@@ -161,15 +172,24 @@ class ListCommand(TyperCommand):
 
     @classmethod
     def ends(cls, word: str) -> bool:
-        """Return True if a word of the command line ends the list of an option's words. An option always ends it."""
+        """Return True if a word that follows an option with several words is not one of these words.
+
+        This class returns False: only the next option ends the list. Subclasses may know other words.
+
+        Args:
+            word: Word of the command line that does not begin with a hyphen.
+        """
         return False
 
     @classmethod
     def written_out(cls, args: Sequence[str]) -> list[str]:
-        """Return a command line's words, with each option of `lists` repeated before each of its words.
+        """Return the words of a command line, with each option of `lists` repeated before each of its words.
 
-        `--by country season` and `--by country,season` become `--by country --by season`. If no other word can be the
-        run, the last word of a list is the run: `evaluate --by country RUN`.
+        `--by country season` and `--by country,season` become `--by country --by season`. If the command line has no
+        other word for the run, the last word of a list is the run, as in `evaluate --by country RUN`.
+
+        Args:
+            args: Words of the command line.
         """
         found: list[str] = []
         current, plain = "", 0
@@ -194,25 +214,32 @@ class ListCommand(TyperCommand):
 
 
 class CompareCommand(ListCommand):
-    """Let the option `--against` of `stssl compare` take several runs."""
+    """Let the option `--against` of `stssl compare` take several runs, as in `--against RUN1 RUN2`."""
 
     lists = ("--against",)
 
 
 class ShiftCommand(ListCommand):
-    """Define how `stssl shift` reads its lists. A change of a recipe key, such as `schedule.steps=100`, ends a list."""
+    """Let the options `--splits` and `--metadata` of `stssl shift` take several words.
+
+    A change of a recipe key, such as `schedule.steps=100`, ends the words of an option.
+    """
 
     lists = ("--splits", "--metadata")
     switches = ("--plan",)
 
     @classmethod
     def ends(cls, word: str) -> bool:
-        """Return True if a word changes a recipe key, such as `schedule.steps=100`: it is not in an option's list."""
+        """Return True if a word changes a recipe key, such as `schedule.steps=100`: it does not belong to an option.
+
+        Args:
+            word: Word of the command line.
+        """
         return "=" in word
 
 
 class ConvertCommand(TyperCommand):
-    """Define how `stssl convert` reads its options: the command accepts those of the archive format that it converts.
+    """Let `stssl convert` accept the options of the archive format (such as `eurosat`) that it converts.
 
     If the command line names a format, `--help` lists the options of that format. If not, it lists the options of all
     formats. The command also parses the options of other formats: an error can then name the options that the format
@@ -220,7 +247,9 @@ class ConvertCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line. Store the values of the archive format's options in `ctx` for `given_options`.
+        """Parse a command line into `ctx`, and return the words that are left, as typer does.
+
+        The values of archive formats' options are stored in `ctx.meta`, where `given_options` finds them.
 
         Args:
             ctx: Context of the command.
@@ -232,7 +261,7 @@ class ConvertCommand(TyperCommand):
         return rest
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters of `stssl convert`: its own, and the options that archive formats declare.
+        """Return the parameters of the command: its own, and those made from the options of archive formats.
 
         Args:
             ctx: Context of the command.
@@ -241,7 +270,13 @@ class ConvertCommand(TyperCommand):
         return [*super().get_params(ctx), *_parameters(self.accepted(ctx), self.listed(ctx), title)]
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options that the parser knows: those of the format on the command line, and those of others."""
+        """Return the options that the parser accepts: those of all archive formats.
+
+        The options of the format on the command line come first.
+
+        Args:
+            ctx: Context of the command.
+        """
         from stssl.archives.options import all_options
 
         own = self.listed(ctx)
@@ -249,7 +284,11 @@ class ConvertCommand(TyperCommand):
         return (*own, *(option for option in all_options() if option.name not in names))
 
     def listed(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options that `--help` shows: those of the format on the command line; without one, all."""
+        """Return the options that `--help` shows: those of the archive format on the command line; without one, all.
+
+        Args:
+            ctx: Context of the command.
+        """
         from stssl.archives.options import all_options, options_of
 
         name = ctx.meta.get(_FORMAT)
@@ -257,13 +296,17 @@ class ConvertCommand(TyperCommand):
 
 
 class VerifyCommand(ConvertCommand):
-    """Define how `stssl verify` reads its options. It accepts only those options of archive formats that are paths.
+    """Let `stssl verify` accept those options of archive formats that are paths.
 
     A store does not record the paths of its conversion, so the user must give them again.
     """
 
     def accepted(self, ctx: Any) -> Sequence["FormatOption"]:
-        """List the options of archive formats whose values are paths, such as tables and folders."""
+        """Return those options of archive formats that take a path, such as the path of a table or folder.
+
+        Args:
+            ctx: Context of the command; not used.
+        """
         from stssl.archives.options import all_options
 
         return tuple(option for option in all_options() if option.kind == "path")
@@ -272,18 +315,24 @@ class VerifyCommand(ConvertCommand):
 
 
 def given_options(ctx: typer.Context) -> dict[str, object]:
-    """Return the values of the archive formats' options on the command line, by name; None for one not given."""
+    """Return the values of archive formats' options on the command line: a dict from option name to value.
+
+    The value is None for an option that is not given.
+
+    Args:
+        ctx: Context of the command, after its command line was parsed.
+    """
     found: dict[str, object] = ctx.meta[_GIVEN]
     return found
 
 
 def _parameters(options: Sequence["FormatOption"], listed: Sequence["FormatOption"], title: str) -> list[Any]:
-    """Return parameters of a command, made from the options that archive formats declare.
+    """Return parameters for a typer command, one for each option of archive formats.
 
     Args:
         options: Options that the command accepts.
-        listed: Options that the command's help shows.
-        title: Title of these options in the help.
+        listed: Those options that the command's help shows.
+        title: Title of the options in the help.
     """
 
     def carrier() -> None: ...

@@ -49,7 +49,7 @@ class _Commands(TyperGroup):
     """
 
     def make_context(self, *given: Any, **named: Any) -> Any:
-        """Parse the words of the command line, and return typer's context with them.
+        """Parse the words of the command line, and return typer's context with the result. Arguments are typer's.
 
         Raises:
             StoppedError: A signal asked the process to end.
@@ -60,7 +60,10 @@ class _Commands(TyperGroup):
             raise stopped() from None
 
     def invoke(self, ctx: Any) -> object:
-        """Run the subcommand that the command line names.
+        """Run the subcommand that the command line names, and return what typer returns.
+
+        Args:
+            ctx: Context with the parsed command line.
 
         Raises:
             StoppedError: A signal asked the process to end.
@@ -95,7 +98,11 @@ def common_options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Define the options of `stssl` itself, which stand before the subcommand."""
+    """Define the options of `stssl` itself, which stand before the subcommand. This function does nothing.
+
+    Args:
+        version: True to show the version and exit.
+    """
 
 
 def doctor_command() -> None:

@@ -25,7 +25,10 @@ OPTIONAL = {
 
 
 def examine() -> Iterator[str]:
-    """Yield lines of text that describe this machine for a bug report. Write no files, and start no processes."""
+    """Yield lines of text that describe this machine for a bug report: versions, hardware, free disk space.
+
+    No files are written, and no processes are started.
+    """
     yield f"stssl      {__version__} in {Path(__file__).parents[1]}"
     yield f"python     {platform.python_version()} in {sys.prefix}"
     yield f"system     {platform.platform()}"
@@ -46,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def _hardware() -> Iterator[str]:
-    """Yield lines of text about CPU, memory, GPU and Ray, and whether the CPU has bf16 instructions."""
+    """Yield lines of text about CPU, memory, bf16 instructions, each GPU, and Ray."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -65,7 +68,10 @@ def _hardware() -> Iterator[str]:
 
 
 def _disk() -> Iterator[str]:
-    """Yield a line of text about the free space of each disk that gets results or temporary files."""
+    """Yield a line of text with the free space of each disk that gets results or temporary files.
+
+    These are the disks of the working folder and of `TMPDIR`.
+    """
     seen: set[int] = set()
     for name in (".", os.environ.get("TMPDIR", "/tmp")):
         path = Path(name).absolute()

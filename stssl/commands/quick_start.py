@@ -56,11 +56,11 @@ def run_quickstart(
     The steps are: archive, store, training, evaluation, report. A second call resumes where the first stopped.
 
     Args:
-        out: Folder of the archive, the store, the recipe, the run and the report.
+        out: Folder of the archive, the store, the recipe, the run and the report. If it is missing, it is made.
         console: Console that shows progress.
         patches: Number of patches to generate.
-        overrides: `key=value` changes to the recipe.
-        keep: Which of the generated data to keep at the end: archive and store, only the store, or nothing.
+        overrides: Changes to the recipe, each as `key=value`.
+        keep: Which of the generated data to keep at the end: `all` (archive and store), `store`, or `none`.
     """
     out.mkdir(parents=True, exist_ok=True)
     archive, store, report = out / "archive", out / "store.zarr", (out / "report.html").absolute()
@@ -87,7 +87,14 @@ def run_quickstart(
 def _make_store(archive: Path, store: Path, console: Console, patches: int) -> None:
     """Generate a synthetic archive and convert it to a store.
 
-    If an earlier call finished the store and the archive is deleted, do nothing. Otherwise, resume what is missing.
+    If an earlier call finished the store, and its archive was deleted, do nothing. Otherwise, do what earlier calls did
+    not finish.
+
+    Args:
+        archive: Folder of the archive.
+        store: Folder of the store.
+        console: Console that shows progress.
+        patches: Number of patches to generate.
     """
     if (store / "zarr.json").exists() and not archive.exists():
         console.print(f"The store {store} is there already.", markup=False, soft_wrap=True)
@@ -103,11 +110,11 @@ def _make_store(archive: Path, store: Path, console: Console, patches: int) -> N
 
 
 def _clear(unwanted: tuple[Path, ...], out: Path, console: Console) -> None:
-    """Delete the generated data that the user does not want to keep. Show how much disk space all other files need.
+    """Delete the generated data that the user does not want to keep. Show how much disk space the other files take.
 
     Args:
         unwanted: Folders to delete.
-        out: Folder of all results.
+        out: Folder of all results, which has these folders.
         console: Console that shows the message.
     """
     for folder in unwanted:

@@ -114,7 +114,7 @@ def compare_command(
     draws: Annotated[int, typer.Option(min=100, help="Draws for intervals, and swaps for p.")] = 1000,
     degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block in degrees.")] = 1.0,
 ) -> None:
-    """Compare recipes by their runs, paired over seeds and test blocks: difference, interval, p."""
+    """Compare scores of recipes with those of another, paired over seeds and test blocks: difference, interval, p."""
     from stssl.analysis.comparison import ComparisonOptions, compare_runs
     from stssl.api.progress import comparison_table
 

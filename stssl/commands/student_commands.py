@@ -25,7 +25,7 @@ def export_command(
     bands: Annotated[str | None, typer.Option(help="Three bands for torchvision, such as B04,B03,B02.")] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, such as CC-BY-4.0.")] = None,
 ) -> None:
-    """Write a run's student for other programs, compare it with the student, and describe it."""
+    """Write a run's student for other programs, compare the file with the student, and write a model card."""
     from stssl.exports.writing import export_to
 
     chosen = None if bands is None else [band.strip() for band in bands.split(",")]

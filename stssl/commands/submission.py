@@ -1,7 +1,7 @@
 """Submit a recipe, sweep or prediction to a Ray cluster as a job: `stssl submit`.
 
-The command sends the working folder with the job, but no data, environments and runs. It shows the job's output and
-returns the job's exit code.
+The command sends the working folder with the job, but without data, environments and runs. It shows the job's output
+and returns the job's exit code.
 """
 
 import asyncio
@@ -66,17 +66,17 @@ class Submission:
 
     Attributes:
         file: Recipe or sweep file, inside the working folder; `PREDICT` for a prediction.
-        overrides: `key=value` arguments. For a prediction: the words of `stssl predict`.
+        overrides: Changes to the recipe or sweep, as `key=value`. For a prediction: the words after `stssl predict`.
         address: URL of the cluster's job server (its dashboard).
         folder: Working folder to send with the job.
-        variables: Environment of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
+        variables: Environment variables of the job: `NAME=VALUE`, or `NAME` to take the value on this machine.
         pip: Packages to install for the job, or one requirements file.
         cpus: CPUs of the job's first process. None reserves the CPUs of a worker if this process trains itself
             (`launch.workers: 0`), one CPU if it predicts itself, and no CPU otherwise.
         gpus: GPUs of the job's first process. None reserves the GPUs of a worker if this process trains itself, and no
             GPU otherwise.
         wait: True to follow the job to its end.
-        paths: Paths of a prediction: models, inputs and output.
+        paths: Paths of a prediction: models, inputs, and the output as the last one.
         tasks: True if a prediction computes in Ray tasks, and not in the job's first process.
     """
 
@@ -94,14 +94,23 @@ class Submission:
 
 
 def command_for(tree: Tree) -> str:
-    """Return the subcommand of `stssl` that runs a file: `sweep`, `pretrain` or `train`. The file's keys decide."""
+    """Return the subcommand of `stssl` that runs a file: `sweep`, `pretrain` or `train`, by the keys of the file.
+
+    Args:
+        tree: Content of the recipe or sweep file, a nested dict.
+    """
     if "search" in tree:
         return "sweep"
     return "train" if kind_of(tree) is Recipe else "pretrain"
 
 
 def job(submission: Submission) -> dict[str, Any]:
-    """Check a job, and return the arguments of Ray's function `submit_job` for it. Do not connect to the cluster yet.
+    """Check a job, and return the arguments of Ray's function `submit_job` for it as a dict.
+
+    The cluster is not contacted.
+
+    Args:
+        submission: Job that the user described.
 
     Raises:
         ConfigError: The file, or a file that it names, is missing, wrong, or not sent with the working folder. Or it
@@ -135,7 +144,10 @@ def job(submission: Submission) -> dict[str, Any]:
 
 
 def _prediction(submission: Submission) -> dict[str, Any]:
-    """Check the job of a prediction, and return the arguments of Ray's function `submit_job` for it.
+    """Check the job of a prediction, and return the arguments of Ray's function `submit_job` for it as a dict.
+
+    Args:
+        submission: Job that the user described.
 
     Raises:
         ConfigError: A path is relative, or a variable is not set.
@@ -157,12 +169,12 @@ def _prediction(submission: Submission) -> dict[str, Any]:
 
 
 def _arguments(words: Sequence[str], title: str, environment: dict[str, str], submission: Submission) -> dict[str, Any]:
-    """Return the arguments of Ray's function `submit_job`, without those for CPUs and GPUs.
+    """Return the arguments of Ray's function `submit_job` as a dict, without those for CPUs and GPUs.
 
     Args:
         words: Words of the command line after `stssl`.
         title: Text by which the cluster shows the job.
-        environment: Environment variables of the job.
+        environment: Environment variables of the job, by name.
         submission: Job that the user described.
     """
     return {
@@ -181,10 +193,10 @@ class _SweepJob(NamedTuple):
     """Hold the values of a sweep file that decide how its job runs on the cluster.
 
     Attributes:
-        key: Key of the sweep file that sets the folder of sweeps.
-        storage: Folder of sweeps, or its URL.
-        launch: Section `launch` of the base recipe, which says how a trial runs.
-        recipe: Path of the base recipe.
+        key: Key of the sweep file that sets the folder where sweeps lie.
+        storage: This folder, or its URL.
+        launch: Section `launch` of the base recipe, which says how a trial (one training of the sweep) runs.
+        recipe: Path of the base recipe, which all trials change.
     """
 
     key: str
@@ -194,9 +206,15 @@ class _SweepJob(NamedTuple):
 
 
 def _sweep(submission: Submission) -> _SweepJob:
-    """Check a sweep file and its recipe before they go to a cluster, as far as this machine can check them.
+    """Check a sweep file and its base recipe, as far as this machine can check them.
 
-    Return the values of the sweep file that decide how the job runs.
+    Return those values of both files that decide how the job runs.
+
+    Args:
+        submission: Job that the user described.
+
+    Raises:
+        ConfigError: A value in one of the files is wrong.
     """
     from stssl.sweeps.domains import build_space
     from stssl.sweeps.spec import load_sweep
@@ -210,7 +228,13 @@ def _sweep(submission: Submission) -> _SweepJob:
 
 
 def _files(file: Path) -> Iterator[Path]:
-    """Yield a recipe file, then the recipe that its key `base:` names, then the base of this recipe, and so on."""
+    """Yield the path of a recipe file, then those of the recipes that it builds on.
+
+    The key `base:` of a recipe names the next one.
+
+    Args:
+        file: Path of the recipe or sweep file.
+    """
     yield file
     base = parse_tree(file.read_text(), str(file)).get("base")
     if isinstance(base, str):
@@ -218,7 +242,11 @@ def _files(file: Path) -> Iterator[Path]:
 
 
 def _travels(file: Path, folder: Path) -> None:
-    """Check that a file will be sent to the cluster with the working folder.
+    """Raise an error if a file would not be sent to the cluster with the working folder.
+
+    Args:
+        file: Absolute path of the file.
+        folder: Absolute path of the working folder.
 
     Raises:
         ConfigError: The file lies outside of the folder, or matches a pattern in `EXCLUDES`.
@@ -236,11 +264,11 @@ def _travels(file: Path, folder: Path) -> None:
 
 
 def _lasting(key: str, storage: str) -> None:
-    """Check that results will outlast the job: they must not lie in its copy of the working folder.
+    """Raise an error if results would be deleted with the job, since they lie in its copy of the working folder.
 
     Args:
-        key: Key that sets the folder of results.
-        storage: Folder of results.
+        key: Key of the recipe or sweep that sets the folder of results, for the message.
+        storage: Folder of results, or its URL.
 
     Raises:
         ConfigError: The folder is a relative path, which would lie in this copy.
@@ -253,10 +281,16 @@ def _lasting(key: str, storage: str) -> None:
 
 
 def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
-    """Return the environment variables of the job: the given ones, and those that the file names as `${NAME}`.
+    """Return the environment variables of the job as a dict from name to value.
+
+    They are three fixed ones, those that the user gave, and those that the recipe or sweep file names as `${NAME}`.
+
+    Args:
+        tree: Content of the file, a nested dict; empty for a prediction.
+        submission: Job that the user described.
 
     Raises:
-        ConfigError: A variable is not set on this machine.
+        ConfigError: A variable has no value, neither a given one nor one on this machine.
     """
     # Turn off Python's output buffer: users follow the output while the job runs.
     # After `ray job stop`, give the ranks time to write a checkpoint: Ray's own three seconds are too short.
@@ -277,20 +311,26 @@ def _environment(tree: Tree, submission: Submission) -> dict[str, str]:
 
 
 def _packages(pip: Sequence[str]) -> list[str] | str:
-    """Return the packages to install for a job as Ray expects them: one requirements file, or a list of packages."""
+    """Return the packages to install for a job in the form that Ray expects.
+
+    This is the path of one requirements file, or a list of packages.
+
+    Args:
+        pip: Packages, or one requirements file.
+    """
     return pip[0] if len(pip) == 1 and Path(pip[0]).is_file() else list(pip)
 
 
 def submit_job(submission: Submission, show: Callable[[str], None], say: Callable[[str], None]) -> int:
-    """Submit a job to a Ray cluster, and follow it to its end.
+    """Submit a job to a Ray cluster, follow it to its end, and return its exit code.
 
     Args:
-        submission: Job to run, and its cluster.
-        show: Function that shows a piece of the job's output.
-        say: Function that shows a line about the submission itself.
+        submission: Job that the user described, with the address of the cluster.
+        show: Function that is called with each new piece of the job's output.
+        say: Function that is called with lines of text about the submission itself.
 
     Returns:
-        The job's exit code. If `wait` is False, return 0 as soon as the job is submitted.
+        The job's exit code. If the user does not want to wait, 0 as soon as the job is submitted.
 
     Raises:
         ConfigError: The file or the address is wrong.
@@ -327,15 +367,15 @@ def _client(address: str) -> "JobSubmissionClient":
 async def _follow(
     client: "JobSubmissionClient", name: str, show: Callable[[str], None], patience: int = 60, pause: float = 1.0
 ) -> "JobDetails":
-    """Show the output of a job on a Ray cluster until the job ends, and return Ray's details of the ended job.
+    """Show the output of a job on a Ray cluster until the job ends. Return Ray's details of the job (its exit code).
 
     If the connection is lost, connect again.
 
     Args:
         client: Connection to the job server.
         name: Id of the job.
-        show: Function that shows a piece of the job's output.
-        patience: Number of times in a row that the server may fail to answer before this function gives up.
+        show: Function that is called with each new piece of the job's output.
+        patience: Number of failures in a row after which this function gives up: the server did not answer.
         pause: Seconds between two attempts.
 
     Raises:
@@ -371,7 +411,11 @@ async def _follow(
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Return a context that turns errors of a connection to a Ray cluster into `RunError` with advice."""
+    """Return a context that turns errors of a connection to a Ray cluster into a `RunError` with advice.
+
+    Args:
+        address: URL of the job server, for the messages.
+    """
     import requests
     from ray.exceptions import AuthenticationError
 
