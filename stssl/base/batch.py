@@ -40,7 +40,7 @@ class Stream(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the name of the random numbers that shuffle the patches of this source."""
+        """Return the member of `RandomStream` for the random numbers that shuffle the patches of this source."""
         return RandomStream[self.name]
 
 
@@ -59,7 +59,7 @@ class View(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the name of the random numbers that decide how patches are augmented for this view."""
+        """Return the member of `RandomStream` for the random numbers that augment patches to this view."""
         return RandomStream[self.name]
 
 
@@ -84,12 +84,13 @@ class Batch:
     1 if a patch has one class, else the number of classes.
 
     Attributes:
-        images: For each view, normalized images [rows of its stream, bands, height, width].
-        metadata: For each stream, a table [rows of the stream, 4] with the columns of `MetadataColumn`; NaN if missing.
-        labels: [n, G] choice ids (the right choice in each decision) of the labeled rows; `IGNORED` if unknown.
-        index: [m] positions of the unlabeled rows in the run's list of unlabeled patches (0..unlabeled_count-1).
-        truth: [m, G] choice ids of the unlabeled rows, if the store knows them. They only measure the quality of
-            pseudo-labels. Training does not use them.
+        images: By view, normalized images [n, bands, height, width] for labeled views, [m, ...] for unlabeled views.
+        metadata: By stream (labeled, unlabeled), a table [n, 4] or [m, 4] with the columns of `MetadataColumn`; NaN if
+            missing.
+        labels: [n, G] choice ids (the right choice in each decision) of the labeled patches; `IGNORED` if unknown.
+        index: [m] positions of the unlabeled patches in the run's list of unlabeled patches, counted from 0.
+        truth: [m, G] choice ids of the unlabeled patches, `IGNORED` if the store does not know them. They only measure
+            the quality of pseudo-labels. Training does not use them. None if the step has no unlabeled patches.
     """
 
     images: dict[View, Tensor]
@@ -99,9 +100,9 @@ class Batch:
     truth: Tensor | None = None
 
     def split(self, parts: int) -> Iterator["Batch"]:
-        """Yield `parts` micro-batches that together make up this batch.
+        """Yield `parts` micro-batches (smaller batches) that together make up this batch.
 
-        Their numbers of labeled rows differ by at most one, and so do their numbers of unlabeled rows.
+        The micro-batches differ by at most one labeled patch, and by at most one unlabeled patch.
         """
         for part in range(parts):
             yield replace(
@@ -115,7 +116,7 @@ class Batch:
 
 
 def part_rows(rows: Tensor, part: int, parts: int) -> Tensor:
-    """Cut a tensor into `parts` pieces of contiguous rows, and return one piece. Sizes differ by at most one row.
+    """Cut a tensor into `parts` pieces of contiguous rows, and return one piece. The pieces differ by at most one row.
 
     Args:
         rows: [n, ...] tensor.

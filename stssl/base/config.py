@@ -46,8 +46,8 @@ class Domain:
     """Define which values of a recipe key a hyperparameter search may try: a range of numbers, or a list of choices.
 
     Attributes:
-        low: Smallest number of a range.
-        high: Largest number of a range.
+        low: Smallest number of a range; None if `choices` are given.
+        high: Largest number of a range, inclusive; None if `choices` are given.
         log: True to draw the logarithm uniformly. This makes each factor of ten equally likely.
         choices: Values to choose from. They replace the range.
         step: Distance between the numbers of a range; None allows every number in it.
@@ -86,11 +86,11 @@ YAML_ADVICE = "Give the path of a YAML file."
 
 
 def merge(under: JsonMapping, over: JsonMapping) -> Tree:
-    """Return a merge of two recipes (nested dicts), key by key. If both have a value for a key, use that of `over`.
+    """Return a new recipe: two recipes (nested dicts) merged key by key.
 
-    If `over` gives a section another `name`, its section replaces the whole section of `under`: the parameters of one
-    algorithm or encoder do not fit another. If `over` sets a section to `{}`, the section of `under` is dropped too,
-    and validation fills in the defaults.
+    Where both have a value, that of `over` counts. If a section of `over` has another `name` than that of `under`, it
+    replaces the whole section: the parameters of one algorithm or encoder do not fit another. If `over` sets a section
+    to `{}`, the section of `under` is dropped too, and validation fills in the defaults.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -104,14 +104,15 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
 
 
 def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[str]]:
-    """Read a YAML file as `load_tree` does. An override `base=FILE` replaces the base file that the file names.
+    """Read a YAML recipe, merged over the base file that its `base:` key or an override `base=FILE` names.
 
     Args:
         path: File to read.
         overrides: Arguments such as `section.key=value`. The path in `base=FILE` is relative to the folder of `path`.
+            It replaces the path of the key `base:`.
 
     Returns:
-        The merged keys and values of the files, and the overrides other than `base=FILE`, which are not applied yet.
+        The merged nested dict of the files, and the overrides other than `base=FILE`, which are not applied yet.
 
     Raises:
         ConfigError: A file is missing, too large or no mapping, or the files name each other in a circle.
@@ -122,7 +123,7 @@ def load_with(path: str | Path, overrides: Iterable[str]) -> tuple[Tree, list[st
 
 
 def load_tree(path: str | Path, seen: tuple[Path, ...] = (), base: str | None = None) -> Tree:
-    """Read a YAML file, merge it over the file that its `base:` key names, and return the keys and values.
+    """Read a YAML recipe, merge it over the file that its `base:` key names, and return the result as a nested dict.
 
     The base file may name a base too. The path after `base:` is relative to the folder of the file that has this key.
 
@@ -162,11 +163,14 @@ def _read_tree(path: str | Path) -> Tree:
 
 
 def parse_tree(text: str, source: str) -> Tree:
-    """Parse YAML text that must hold keys and values at its top level, and return them as a dict.
+    """Parse YAML text that must hold keys and values at its top level, and return them as a nested dict.
+
+    Args:
+        text: YAML text.
+        source: Name of the file or argument in error messages.
 
     Raises:
-        ConfigError: The text is no valid YAML, or its top level is empty, a list or a single value. The message names
-            `source`.
+        ConfigError: The text is no valid YAML, or its top level is empty, a list or a single value.
     """
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
@@ -177,7 +181,11 @@ def parse_tree(text: str, source: str) -> Tree:
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
-    """Return a recipe with the values of arguments such as `section.key=value` merged in. The value is YAML.
+    """Return a copy of a recipe (nested dict) with the values of arguments such as `section.key=value` merged in.
+
+    Args:
+        tree: The recipe.
+        overrides: The arguments. The text after `=` is YAML.
 
     Raises:
         ConfigError: An argument has no `=`, a wrong key, or a value that is not YAML.
@@ -206,7 +214,7 @@ _QUOTE = ". The shell split the argument at its spaces: quote it, '{}={}'"
 
 
 def nested(dotted: str, value: JsonValue) -> Tree:
-    """Turn a dotted key such as `a.b` and its value into nested dicts: `{a: {b: value}}`."""
+    """Return nested dicts that hold one value under a dotted key: `{a: {b: value}}` for the key `a.b`."""
     *above, last = dotted.split(".")
     tree = {last: value}
     for key in reversed(above):
@@ -215,7 +223,12 @@ def nested(dotted: str, value: JsonValue) -> Tree:
 
 
 def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield the pair (dotted key such as `a.b`, value) for each value in nested dicts. A list counts as one value."""
+    """Yield the pair (dotted key such as `a.b`, value) for each value in nested dicts. A list counts as one value.
+
+    Args:
+        tree: The nested dicts.
+        prefix: Text before each key, such as `section.`.
+    """
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -224,16 +237,19 @@ def flatten(tree: JsonMapping, prefix: str = "") -> Iterator[tuple[str, JsonValu
 
 
 def differing_keys(one: JsonMapping, other: JsonMapping) -> list[str]:
-    """Return the sorted dotted keys whose values differ between two recipes. A missing key counts as null."""
+    """Return the sorted dotted keys, such as `a.b`, that differ in value between two recipes.
+
+    A missing key counts as null.
+    """
     left, right = dict(flatten(one)), dict(flatten(other))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
 def expand_variables(tree: JsonMapping, source: str, advise: Callable[[str], str] = lambda _: "") -> Tree:
-    """Return a recipe in whose texts each `${NAME}` is replaced by the value of the environment variable NAME.
+    """Return a copy of a recipe. In its texts, each `${NAME}` becomes the value of the environment variable NAME.
 
     Args:
-        tree: Keys and values of the recipe.
+        tree: Nested dict of the recipe.
         source: Name of the recipe's file in error messages.
         advise: Function that takes the name of a variable that is not set, and returns more advice for the message.
             The advice begins with a space.
@@ -267,11 +283,11 @@ def _variable(name: str, source: str, key: str, advise: Callable[[str], str]) ->
 
 
 def validate(model: type[C], tree: ConfigTree, source: str, absolute: bool = True, overrides: Sequence[str] = ()) -> C:
-    """Check the plain values of a recipe or sweep file, and build a typed configuration object from them.
+    """Check the plain values of a recipe or sweep file, and return them as a typed configuration object.
 
     Args:
-        model: Class to build.
-        tree: Values of its fields.
+        model: Class of the object to return.
+        tree: Nested dict of the file.
         source: Name of the file or command in error messages.
         absolute: True to make paths absolute; False if another machine will run the recipe.
         overrides: Command-line arguments `key=value` that the tree contains already. If all wrong values come from
@@ -327,15 +343,15 @@ def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dic
     Some sections have several kinds, such as the algorithm or the encoder. The section's key `name` chooses the kind.
 
     Args:
-        model: Configuration class of the whole tree.
-        tree: Plain values of the whole tree.
-        path: Keys that lead down to the section.
+        model: Configuration class of the whole file.
+        tree: Nested dict of the whole file, before validation.
+        path: Keys that lead down to the section; empty for the top level.
 
     Returns:
-        The section's fields by name; empty if the tree names a kind that does not exist.
+        The section's fields by name; empty if the file names a kind that does not exist.
 
     Raises:
-        ConfigError: The path does not exist in this model. The message names the nearest key.
+        ConfigError: The path does not exist in this class. The message names the nearest key.
     """
     current: type[Config] = model
     node: object = tree
@@ -356,7 +372,10 @@ def fields_of(model: type[Config], tree: ConfigTree, path: Sequence[str]) -> dic
 
 
 def config_types(annotation: object) -> list[type[Config]]:
-    """Return the subclasses of `Config` that a type annotation allows: the class itself, or those in a union."""
+    """Return the subclasses of `Config` that a type annotation allows: the class itself, or those in a union.
+
+    The list may be empty.
+    """
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):

@@ -25,17 +25,20 @@ def rank() -> int:
 
 
 def ranks_here() -> int:
-    """Return the number of training processes (ranks) of this run on this machine; 1 without LOCAL_WORLD_SIZE."""
+    """Return the number of training processes (ranks) of this run on this machine.
+
+    The environment variable LOCAL_WORLD_SIZE says it. Return 1 if it is not set.
+    """
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def reading_threads(ranks: int | None = None) -> int:
     """Return the default of `data.threads`: how many threads read patches for one rank (training process).
 
-    This is the rank's share of the CPU cores of this machine, from 1 to `MOST_READING`.
+    This is the rank's share of the CPU cores of this machine, at least 1 and at most `MOST_READING`.
 
     Args:
-        ranks: Number of ranks on this machine; None uses `ranks_here()`.
+        ranks: Number of ranks on this machine; None takes it from the environment.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_READING, cores // (ranks or ranks_here())))
@@ -67,11 +70,12 @@ def row_counts(rows: Tensor) -> list[int]:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenate the rows of all training processes (ranks), rank 0 first, without gradients.
+    """Return the rows of all training processes (ranks) as one tensor, rank 0 first, without gradients.
 
     Args:
         rows: [n, ...] tensor of this rank. Only the number of rows n may differ between ranks.
-        counts: Number of rows on each rank. If None, ranks exchange these numbers first, and this waits for the device.
+        counts: Number of rows on each rank. If None, the ranks exchange these numbers first, and this waits for the
+            device.
     """
     rows = rows.detach()
     if world_size() == 1:
@@ -86,7 +90,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum a tensor over all training processes, without gradients. Return a new tensor."""
+    """Return the sum of a tensor over all training processes, element by element, as a new tensor without gradients."""
     total = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -132,7 +136,12 @@ def made_once(make: Callable[[], object], device: torch.device) -> object:
 
 
 def _sent_by_first(text: bytes, device: torch.device) -> bytes:
-    """Send bytes from rank 0 to all ranks, and return them. What the other ranks pass is ignored."""
+    """Send bytes from rank 0 to all ranks, and return them on each rank. All ranks call this together.
+
+    Args:
+        text: Bytes of rank 0. What the other ranks pass is ignored.
+        device: Device of the tensors that the ranks exchange.
+    """
     size = torch.tensor([len(text)], device=device)
     dist.broadcast(size, 0)
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if rank() == 0 else None
@@ -142,17 +151,22 @@ def _sent_by_first(text: bytes, device: torch.device) -> bytes:
 
 
 def _about(error: Exception) -> dict[str, object]:
-    """Describe an error of rank 0 in plain values, from which the other ranks make the error that they raise."""
+    """Return the class name (`kind`), `message` and `exit_code` of an error of rank 0.
+
+    The other ranks make the error that they raise from these values. The exit code is None if the error has none.
+    """
     return {"kind": type(error).__name__, "message": str(error), "exit_code": getattr(error, "exit_code", None)}
 
 
 def _raised(kind: str, message: str, exit_code: int | None) -> Exception:
-    """Make the error that other ranks raise after an error of rank 0.
+    """Return the error that the other ranks raise after an error of rank 0.
+
+    It has the same class if this is `StsslError` or a subclass. Else it is a `RuntimeError`.
 
     Args:
-        kind: Name of the error's class.
-        message: Message of the error.
-        exit_code: Exit code of the command, if it is a `StsslError`.
+        kind: Name of the class of rank 0's error.
+        message: Message of that error.
+        exit_code: Exit code of the command, if the error has one.
     """
     classes: list[type[StsslError]] = [StsslError]
     for known in classes:  # the list grows meanwhile

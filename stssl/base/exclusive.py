@@ -70,7 +70,7 @@ def sole_holder(path: Path, about: Path | str, busy: str, error: type[StsslError
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    """Return True if `path` still names the open file: another process may have removed or replaced it."""
+    """Return True if `path` still names the open file `file`: another process may have removed or replaced it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -10,13 +10,13 @@ from stssl.base.arrays import AnyArray
 
 
 def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
-    """Hash the pixels of a patch with BLAKE2b. The hash covers its arrays one after the other, as little-endian bytes.
+    """Return the BLAKE2b hash of the pixels of a patch: of its arrays one after the other, as little-endian bytes.
 
     Args:
         arrays: The band groups of one patch, each [bands, height, width].
 
     Returns:
-        The hash as 16 bytes.
+        The hash as 16 bytes, [16] uint8.
     """
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
@@ -25,10 +25,13 @@ def content_hash(arrays: list[AnyArray]) -> NDArray[np.uint8]:
 
 
 def column_hash(values: AnyArray) -> str:
-    """Hash a column of a store with BLAKE2b. Return 16 bytes in hexadecimal.
+    """Return the BLAKE2b hash of a column of a store, 16 bytes, as hexadecimal text.
 
-    A column has one row for each of N patches: [N], or [N, C] with C values for each patch. Hash texts as JSON, since
-    numpy has several ways to hold texts in memory. Hash numbers as little-endian bytes.
+    Texts are hashed as JSON, since numpy has several ways to hold texts in memory. Numbers are hashed as little-endian
+    bytes.
+
+    Args:
+        values: [N], or [N, values for each patch], for N patches.
     """
     if values.dtype.kind in "OU":
         data = json.dumps([str(value) for value in values.tolist()]).encode()
@@ -38,7 +41,7 @@ def column_hash(values: AnyArray) -> str:
 
 
 def digest_of(*columns: AnyArray) -> str:
-    """Hash several columns together with BLAKE2b. Return 16 bytes in hexadecimal.
+    """Return one BLAKE2b hash of several columns of a store together, 16 bytes, as hexadecimal text.
 
     A resumed conversion compares this hash with the one of its start, to see if its input has changed.
     """
@@ -46,8 +49,11 @@ def digest_of(*columns: AnyArray) -> str:
 
 
 def settings_hash(settings: object) -> str:
-    """Hash the `repr` of settings (such as a tuple of numbers, texts and paths). Return 16 bytes in hexadecimal.
+    """Return the BLAKE2b hash of the `repr` of settings, 16 bytes, as hexadecimal text.
 
     Code that resumes work compares this hash, to see if the work was begun with the same settings.
+
+    Args:
+        settings: For example, a tuple of numbers, texts and paths.
     """
     return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()

@@ -36,23 +36,23 @@ class LabelSpace:
         return 2 if self.multilabel else len(self.classes)
 
     def grouped(self, logits: Tensor) -> Tensor:
-        """Turn network outputs [..., C], one for each class, into logits [..., G, K]: G decisions of K choices."""
+        """Return network outputs [..., C], one for each class, as logits [..., G, K] of G decisions with K choices."""
         if self.multilabel:
             return torch.stack([torch.zeros_like(logits), logits], -1)
         return logits.unsqueeze(-2)
 
     def ungrouped(self, grouped: Tensor) -> Tensor:
-        """Turn logits [..., G, K] of G decisions with K choices back into network outputs [..., C] for C classes.
+        """Return logits [..., G, K] of G decisions with K choices as network outputs [..., C], one for each class.
 
-        Logits may be logarithms of probabilities. In single-label tasks, each row then differs by a constant from the
-        outputs that gave these probabilities; the softmax ignores this constant.
+        The logits may be logarithms of probabilities. In single-label tasks, each row of the result then differs by a
+        constant from the outputs that gave these probabilities. The softmax ignores this constant.
         """
         return grouped[..., 1] - grouped[..., 0] if self.multilabel else grouped[..., 0, :]
 
     def outputs(self, choices: Tensor) -> Tensor:
-        """Pick one value for each of C classes, [..., C], from the values of G decisions with K choices, [..., G, K].
+        """Return one value for each class, [..., C], out of the values [..., G, K] of G decisions with K choices.
 
-        Single-label: take the values of all choices. Multi-label: take the value of "present" of each class.
+        Single-label: these are the values of all choices. Multi-label: the values of "present" for each class.
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 
@@ -71,26 +71,26 @@ class LabelSpace:
         return choices if self.multilabel else torch.zeros_like(choices)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn network outputs [..., C] into the probability of each class [..., C]."""
+        """Return the probability of each class [..., C], given network outputs [..., C]."""
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     def band(self, low: float | None, high: float | None) -> tuple[float, float] | None:
-        """Return the limits (`low`, `high`) that choose multi-label pseudo-labels by probability.
+        """Return the limits (`low`, `high`) of probability that choose multi-label pseudo-labels.
 
-        A class counts as absent below `low`, and as present above `high`. Return None for single-label tasks, or if
-        `low` or `high` is None.
+        A class counts as absent below `low`, and as present above `high`. Between them it gets no pseudo-label. Return
+        None for single-label tasks, or if `low` or `high` is None.
         """
         return (low, high) if self.multilabel and low is not None and high is not None else None
 
     def claims(self, choices: Tensor) -> Tensor:
-        """Return booleans of the same shape as `choices`: True for each choice id that assigns a class to its patch.
+        """Return booleans with the shape of `choices` (choice ids): True for each id that assigns a class to its patch.
 
-        These are all known ids (single-label), or only the id of "present" (multi-label).
+        These are all known ids (single-label), or only the id of "present" (multi-label). Unknown ids give False.
         """
         return choices == 1 if self.multilabel else choices >= 0
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Turn the labels of a store into choice ids.
+        """Return the labels of a store as choice ids: the number of the right choice in each decision.
 
         Args:
             labels: Labels of N patches. Multi-label: [N, C], 0 or 1, and 255 or -1 if unknown. Single-label: [N] class
@@ -103,12 +103,13 @@ class LabelSpace:
         return torch.where((ids >= 0) & (ids < self.choices), ids, IGNORED)
 
     def table(self, labels: Tensor) -> Tensor:
-        """Turn the labels of all patches of a store into a table of choice ids that takes little memory.
+        """Return the labels of all patches of a store as a table of choice ids that takes little memory.
 
-        Take rows of it with `.long()`, as losses and metrics need them.
+        Losses and metrics need int64, so callers convert the rows that they take with `.long()`.
 
         Args:
-            labels: Labels of N patches, as in `targets`.
+            labels: Labels of N patches. Multi-label: [N, C], 0 or 1, and 255 or -1 if unknown. Single-label: [N] class
+                ids, negative if unknown.
 
         Returns:
             [N, G] choice ids; `IGNORED` if unknown. Multi-label: int8, because a million patches with a thousand
@@ -122,5 +123,8 @@ class LabelSpace:
         return signed.masked_fill((signed < 0) | (signed > 1), IGNORED)
 
     def positives(self, targets: Tensor) -> Tensor:
-        """Turn the choice ids [N, G] of N patches into booleans [N, C]: True if the patch has the class."""
+        """Return booleans [N, C] for the choice ids [N, G] of N patches: True if the patch has the class.
+
+        Unknown ids give False.
+        """
         return targets == (1 if self.multilabel else torch.arange(len(self.classes), device=targets.device))

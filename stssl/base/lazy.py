@@ -11,7 +11,7 @@ def lazy_names(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable
 
     Args:
         package: `__name__` of the package.
-        modules: Public names by module, without the package's name.
+        modules: For each module of the package, without the package's name, the public names in it.
 
     Returns:
         Function that takes a public name and returns the object with this name. It raises `AttributeError` for other

@@ -74,13 +74,14 @@ class Lease:
             raise self._refused("") from None
 
     def _left_behind(self, data: bytes, mark: ObjectMark) -> tuple[bytes, ObjectMark] | None:
-        """Check that the process that holds a lock died; if needed, wait. Return the lock's content and mark.
-
-        Return None if the lock was removed during the wait.
+        """Check that the process that holds the lock died. If this machine cannot tell, wait if the lock is renewed.
 
         Args:
             data: Content of the lock.
             mark: Entity tag and version of this content. If they change, the holder is alive.
+
+        Returns:
+            `data` and `mark`; None if the lock was removed during the wait.
 
         Raises:
             RunError: The holder is alive.
@@ -139,7 +140,10 @@ def _content() -> bytes:
 
 
 def _myself() -> dict[str, object]:
-    """Describe this process by values that no other process shares: machine, its start, process number, and others."""
+    """Return values by name that identify this process.
+
+    They are the machine, the id of its last start, the PID namespace, the process number and the start of the process.
+    """
     number = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -162,6 +166,9 @@ def _is_alive(holder: dict[str, object]) -> bool | None:
     """Return True if the process that holds a lock is alive, and False if it died.
 
     Return None if it runs on another machine: then only a wait can show if the lock is still renewed.
+
+    Args:
+        holder: Description of the process in the lock. It may be empty.
     """
     own, number = _myself(), holder.get("pid")
     here = own["boot"] and all(holder.get(name) == own[name] for name in ("host", "boot", "space"))
@@ -173,7 +180,8 @@ def _is_alive(holder: dict[str, object]) -> bool | None:
 def _who(holder: dict[str, object]) -> str:
     """Return words for a message about the process that holds a lock, such as ` (process 7 on node1)`.
 
-    Return an empty text if the lock does not say which process holds it.
+    Args:
+        holder: Description of the process in the lock. If it lacks the process or the machine, return an empty text.
     """
     number, host = holder.get("pid"), holder.get("host")
     known = isinstance(number, int) and isinstance(host, str) and host.isprintable()

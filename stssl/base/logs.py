@@ -36,7 +36,7 @@ def shown_messages(show: Callable[[str], None]) -> Iterator[None]:
     If the calling program has set up logging, change nothing: its own handlers get the messages.
 
     Args:
-        show: Shows one message to the user.
+        show: Function that shows one message to the user.
     """
     if LOG.hasHandlers():
         yield

@@ -56,7 +56,8 @@ class _Synced(NamedTuple):
 def cache_folder() -> Path:
     """Return the folder for this user's local copies of results in object stores. Make it if it is missing.
 
-    This is the folder STSSL_RUN_CACHE, or one in the system's folder for temporary files.
+    This is the folder in the variable STSSL_RUN_CACHE. If it is not set, it is a folder for this user in the system's
+    folder for temporary files.
 
     Raises:
         RunError: The folder cannot be made, or it belongs to another user.
@@ -275,7 +276,7 @@ def _own_folder() -> Path:
 
 
 def _process_name(number: int) -> str:
-    """Return a name that only one process ever has: the process's number and the time of its start."""
+    """Return a name that only one process ever has: `number` (its process number) and the time of its start."""
     return f"{number}-{process_start(number)}"
 
 

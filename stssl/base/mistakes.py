@@ -27,7 +27,10 @@ _PARTS = ("model_type", "model_attributes_type", "dict_type")
 def without_tags(location: KeyPath, tree: object) -> list[str | int]:
     """Return the keys and list positions that lead to a wrong value in a recipe file.
 
-    If a key accepts several types, pydantic adds the name of a type to the path of an error. Drop these names.
+    Args:
+        location: Path of a pydantic error. If a key may have several types, pydantic adds the name of a type to it.
+            Drop these names.
+        tree: Nested dict of the file.
     """
     return [part for part, tag in _marked(location, tree) if not tag]
 
@@ -35,7 +38,11 @@ def without_tags(location: KeyPath, tree: object) -> list[str | int]:
 def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]:
     """Yield the pair (item, flag) for each item on the path of a pydantic error.
 
-    The flag is True if the item is no key of the recipe `tree`: pydantic added it to name a type.
+    The flag is True if pydantic added the item to name a type. It is False for a key or a list position.
+
+    Args:
+        location: Path of the error.
+        tree: Nested dict of the recipe file, which shows which items are its keys.
     """
     kept = False
     for index, part in enumerate(location):
@@ -56,10 +63,14 @@ def _marked(location: KeyPath, tree: object) -> Iterator[tuple[str | int, bool]]
 
 
 def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
-    """Return only those of pydantic's errors that help the user to correct each wrong value of a recipe.
+    """Return only those of pydantic's errors that help the user to correct the wrong values of a recipe.
 
-    If a key accepts several types, pydantic reports errors for each type. Of these, return the errors for the type
-    that the user probably meant.
+    If a key may have several types, pydantic reports errors for each type. Return only the errors for the type that the
+    user probably meant.
+
+    Args:
+        problems: All errors that pydantic reported.
+        tree: Nested dict of the recipe file.
     """
     groups: dict[tuple[str | int, ...], list[Problem]] = {}
     for problem in problems:
@@ -70,7 +81,12 @@ def one_for_each(problems: Sequence[Problem], tree: object) -> list[Problem]:
 
 
 def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
-    """Find the first key on the path of an error that accepts several types. Return its path, or () if none does."""
+    """Return the path of the first key that may have several types, on the path of a pydantic error; () if none may.
+
+    Args:
+        location: Path of the error.
+        tree: Nested dict of the recipe file.
+    """
     place: list[str | int] = []
     name: object = None
     node = tree
@@ -85,14 +101,14 @@ def _union_of(location: KeyPath, tree: object) -> tuple[str | int, ...]:
 
 
 def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> list[Problem]:
-    """Return the errors for the type that the user probably meant, if a key accepts several types.
+    """Return pydantic's errors for the type that the user probably meant. The key may have several types.
 
     If no type is near to the given value, return one error that describes all accepted types.
 
     Args:
         place: Path of the key.
         group: All errors that pydantic reported for the key.
-        tree: Plain values of the recipe.
+        tree: Nested dict of the recipe file.
     """
     value = tree
     for part in place:
@@ -110,7 +126,7 @@ def _meant(place: tuple[str | int, ...], group: list[Problem], tree: object) -> 
 
 
 def _form(problem: Problem) -> str:
-    """Describe in words which values a key accepts if it has the type that a pydantic error is about."""
+    """Return words for the values that a type accepts, such as `a list`, given the pydantic error about this type."""
     if problem["type"] in _ARRAYS:
         return "a list"
     if problem["type"] in _PARTS:
@@ -119,12 +135,12 @@ def _form(problem: Problem) -> str:
 
 
 def explain(problem: Problem, tree: object, fields: Fields) -> str:
-    """Describe one wrong value in one line: its key, the allowed values, and the given value.
+    """Return one line about a wrong value of a recipe: its key, the allowed values, and the given value.
 
     Args:
         problem: Error that pydantic reported.
-        tree: Plain values of the file before validation.
-        fields: Fields of the section that has the wrong key.
+        tree: Nested dict of the file before validation.
+        fields: Pydantic fields of the section that has the wrong key, by name.
     """
     location = without_tags(problem["loc"], tree)
     if problem["type"] == "string_type" and location and isinstance(location[-1], int):
@@ -149,6 +165,11 @@ def _form_of(problem: Problem, location: KeyPath, fields: Fields) -> str | None:
     """Return advice on a wrong value: its right form, or the nearest known name.
 
     Return None if pydantic's own message is good enough.
+
+    Args:
+        problem: Error that pydantic reported.
+        location: Keys and list positions that lead to the value in the recipe.
+        fields: Pydantic fields of the section that has the key, by name.
     """
     path, kind, value = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "union_tag_invalid":
@@ -186,7 +207,13 @@ def _default_name(location: KeyPath, fields: Fields) -> str:
 
 
 def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a section of a recipe, for an error message. The user gave a single value in its place."""
+    """Return an example of a section of a recipe, such as `{name: ...}`. The user gave a single value in its place.
+
+    Args:
+        location: Keys that lead to the section in the recipe.
+        fields: Pydantic fields around the section, by name.
+        value: What the user gave.
+    """
     field = _field(location, fields)
     if getattr(field, "discriminator", None) == "name" and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
         return f"{{name: {value}}}"
@@ -194,7 +221,13 @@ def _part_form(location: KeyPath, fields: Fields, value: object) -> str:
 
 
 def _list_form(location: KeyPath, fields: Fields, value: object) -> str:
-    """Show how to write a list, for an error message: the key's default, else the given value in brackets."""
+    """Return an example of a list in a recipe, such as `[a,b]`: the key's default, else the given value in brackets.
+
+    Args:
+        location: Keys that lead to the list in the recipe.
+        fields: Pydantic fields of the section that has the key, by name.
+        value: What the user gave in place of a list.
+    """
     default = getattr(_field(location, fields), "default", None)
     items = default if isinstance(default, tuple | list) and default else re.split(r"[\s,;]+", str(value).strip())
     return f"[{','.join(str(item) for item in items if str(item))[:60]}]"

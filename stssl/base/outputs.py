@@ -62,7 +62,7 @@ def naming_url(folder: Path, url: str) -> Iterator[None]:
 
 
 def _divided(out: str) -> tuple[str, str]:
-    """Divide the URL of a file: return the URL of its folder, and the file's name."""
+    """Return the URL of the folder of a file, and the file's name, given the URL of the file."""
     try:
         parent, _, name = bucket_folder(out).rpartition("/")
     except ValueError as error:

@@ -41,7 +41,7 @@ def is_url(path: str) -> bool:
 
 
 def from_home(path: str) -> str:
-    """Replace `~` or `~NAME` at the start of a path with the home folder, as a shell does.
+    """Return a path with `~` or `~NAME` at its start replaced by the home folder, as a shell does.
 
     Raises:
         ValueError: This machine has no user NAME.
@@ -53,7 +53,7 @@ def from_home(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """Make a path absolute, relative to the current folder.
+    """Return a path as an absolute path. A relative path counts from the current folder, and links are not followed.
 
     Raises:
         ValueError: The path is empty, or it holds a character that no path can hold.
@@ -108,13 +108,15 @@ def bucket_folder(url: str) -> str:
 def below(place: str | Path, *names: str) -> str:
     """Return the path or URL of a file or folder inside the folder `place`, which is a path or URL.
 
-    `names` are the folders below `place` that lead to it, and its own name.
+    Args:
+        place: The folder.
+        names: The folders below `place` that lead to the file or folder, and last its own name.
     """
     return "/".join([str(place), *names]) if is_url(str(place)) else str(Path(place, *names))
 
 
 def local(path: str) -> str:
-    """Make the path of a local file or folder absolute. Refuse the URLs of object stores.
+    """Return the absolute path of a local file or folder. Refuse URLs.
 
     Raises:
         ValueError: The text is a URL, or no path.
@@ -125,7 +127,7 @@ def local(path: str) -> str:
 
 
 def weights(text: str) -> str:
-    """Make the path in `file:PATH` absolute. Return other values of `model.weights` unchanged.
+    """Return a value of `model.weights` with the path in `file:PATH` made absolute. Other values stay unchanged.
 
     `run:NAME` stays unchanged too: only `started_from` knows the folder of the runs.
 
@@ -139,7 +141,7 @@ def weights(text: str) -> str:
 
 
 def started_from(text: str, storage: str) -> str:
-    """Turn `run:NAME` or `run:FOLDER` into `run:` followed by the absolute folder or the URL of that run.
+    """Return `run:` followed by the absolute folder or the URL of a run, given `run:NAME` or `run:FOLDER`.
 
     Return other values of `model.weights` unchanged.
 
@@ -175,8 +177,12 @@ def started_from(text: str, storage: str) -> str:
 def stable_weights(text: str, storage: str) -> str:
     """Return a value of `model.weights` in the form in which recipes of runs are compared.
 
-    Write the folder in `run:FOLDER` relative to the storage (the folder of all runs) if it lies inside. So a run counts
-    as the same run after the storage has moved. Make the path in `file:PATH` absolute. Return other values unchanged.
+    Write the folder in `run:FOLDER` relative to the storage if it lies inside. So a run counts as the same run after
+    the storage has moved. Make the path in `file:PATH` absolute. Return other values, also wrong ones, unchanged.
+
+    Args:
+        text: Value of `model.weights`.
+        storage: Folder of all runs, or its URL.
     """
     try:
         storage = folder(storage)
@@ -193,7 +199,7 @@ def stable_weights(text: str, storage: str) -> str:
 
 
 def study(url: str) -> str:
-    """Make the path of the file in the URL of an Optuna storage absolute. Return the URLs of servers unchanged.
+    """Return the URL of an Optuna storage with the path of a local file made absolute. URLs of servers stay unchanged.
 
     Raises:
         ValueError: The URL has no path after `journal:` or `sqlite:///`.
@@ -207,7 +213,7 @@ def study(url: str) -> str:
 
 
 def tracking(uri: str) -> str:
-    """Make the path in an MLflow tracking URI absolute. Return the address of a server unchanged.
+    """Return an MLflow tracking URI, with a local path in it made absolute. The address of a server stays unchanged.
 
     Raises:
         ValueError: The path is empty.
@@ -250,12 +256,12 @@ def column(name: str) -> str:
 
 
 def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
-    """Build a pydantic validator that checks a path, and makes it absolute only on the machine that uses it.
+    """Return a pydantic validator that checks a path, and makes it absolute only on the machine that uses it.
 
     For example, `stssl submit` checks a recipe on one machine, and a job on another machine uses it.
 
     Args:
-        function: Checks a path and makes it absolute.
+        function: Takes a path and returns it as an absolute path. It raises a ValueError for a wrong path.
     """
 
     def validate(value: str, info: ValidationInfo) -> str:
@@ -269,7 +275,7 @@ def _where_it_runs(function: Callable[[str], str]) -> AfterValidator:
 
 
 def digits(name: object) -> object:
-    """Turn a whole number into the text of its digits, and return everything else unchanged.
+    """Return a whole number as the text of its digits, and everything else unchanged.
 
     YAML reads `[1,2,3]` as numbers, and bands may have these names.
     """
@@ -299,7 +305,11 @@ SweepName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100), AfterVal
 
 
 def path_given(path: str | Path, what: str) -> Path:
-    """Check that an argument of a command is a local path, and return it unchanged. `what` names it in messages.
+    """Check that an argument of a command is a local path, and return it as a `Path`.
+
+    Args:
+        path: Argument of the command.
+        what: Name of the argument in the error.
 
     Raises:
         ConfigError: The argument is a URL, or no path.
@@ -328,7 +338,7 @@ def store_given(path: str, what: str) -> str:
 
 
 def folder_given(path: str | Path, what: str) -> str:
-    """Check an argument that names a folder. Return a path unchanged, and a URL without slashes at its end.
+    """Check an argument that names a folder. Return a local path unchanged, and a URL without slashes at its end.
 
     Args:
         path: Argument of the command.

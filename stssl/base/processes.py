@@ -24,7 +24,7 @@ def process_space() -> str:
 
 
 def process_start(number: int) -> str:
-    """Return when the process with a number began, in clock ticks since the start of this machine.
+    """Return when the process with the process number `number` began, in clock ticks since the start of this machine.
 
     Return "gone" if the process does not exist or has ended, and "0" if it exists on a system without `/proc`.
     """

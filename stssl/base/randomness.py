@@ -43,7 +43,10 @@ KeyPart = int | RandomStream | Ints
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter 64-bit integers: neighbors become very different. This is a step of SplitMix64 (Steele et al. 2014)."""
+    """Return new 64-bit integers [n] that differ strongly even if those in `value` [n] are neighbors.
+
+    This is a step of SplitMix64 (Steele et al. 2014).
+    """
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -51,12 +54,15 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @cache
 def _words(stream: RandomStream) -> list[NDArray[np.uint64]]:
-    """Turn the name of a random stream into 64-bit integers, one for each word of the name."""
+    """Return the name of a random stream as 64-bit integers: a list with an array [1] for each word of the name."""
     return [np.frombuffer(word.encode().ljust(_WORD, b"\0"), "<u8") for word in stream.value.split()]
 
 
 def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
-    """Hash integers, names of random streams and integer arrays [n] into n keys of 64 bits."""
+    """Return n hashes of 64 bits, [n], of a key: integers, names of random streams and integer arrays [n].
+
+    A key without arrays gives one hash.
+    """
     # Let `_start` cache the hash of the first parts: a loader draws with the same seed and stream again and again.
     plain = next((at for at, part in enumerate(parts) if not isinstance(part, int | RandomStream)), len(parts))
     state = _start(tuple(part for part in parts[:plain] if isinstance(part, int | RandomStream)))
@@ -67,7 +73,7 @@ def _key(parts: Sequence[KeyPart]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=256)
 def _start(parts: tuple[int | RandomStream, ...]) -> NDArray[np.uint64]:
-    """Hash the parts of a key before its first array. Callers must not change the result: it is cached."""
+    """Return the hash [1] of the parts of a key before its first array. It is cached, so callers must not change it."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = _next(state, part)
@@ -85,7 +91,8 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
     """Draw random numbers in [0, 1). The same key always gives the same numbers.
 
     Args:
-        key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows).
+        key: Integers, streams and integer arrays [n], such as (seed, RandomStream.QUERY_VIEW, epochs, rows). Without an
+            array, n is 1.
         count: How many numbers to draw for each row of the arrays.
 
     Returns:
@@ -100,7 +107,7 @@ def uniforms(key: Sequence[KeyPart], count: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
-    """Shuffle the positions 0..size-1 for one epoch. The same arguments always give the same result.
+    """Return the positions 0..size-1, shuffled for one epoch. The same arguments always give the same result.
 
     Args:
         size: Number of positions.
@@ -109,7 +116,7 @@ def permutation(size: int, seed: int, stream: RandomStream, epoch: int) -> Ints:
         epoch: Number of the epoch.
 
     Returns:
-        [size] positions.
+        [size] positions. The array is cached, so callers cannot write to it.
     """
     with np.errstate(over="ignore"):
         key = _key((seed, stream, epoch))

@@ -62,7 +62,12 @@ def connected_ray(address: str | None = None, dashboard: bool = False, cpus: int
 
 
 def _take_back(number: signal.Signals, handler: object) -> None:
-    """Restore the earlier handler of a signal that Ray replaced: Ray's handler ends the process without a message."""
+    """Restore the earlier handler of a signal that Ray replaced: Ray's handler ends the process without a message.
+
+    Args:
+        number: The signal.
+        handler: The earlier handler. If it is no function, or in another thread than the main one, do nothing.
+    """
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 
@@ -72,15 +77,15 @@ def finished_tasks(
 ) -> Iterator[_Result]:
     """Run Ray tasks, at most `most` at a time, and yield each result when its task ends, in any sequence.
 
-    Each task also gets the number of the task that starts when it ends. Often the same worker runs that task next,
-    so the worker can prepare for it.
+    Each task is also told which task starts when it ends. Often the same worker runs that task next, so the worker can
+    prepare for it.
 
     Args:
-        start: Function that starts a task. It gets the task's number, and the number of the task that starts when it
-            ends, or None.
+        start: Function that starts a task and returns Ray's reference to its result. It gets the task's number, and the
+            number of the task that starts when it ends, or None.
         numbers: Numbers of the tasks.
         most: Largest number of tasks at the same time. More tasks would only wait in Ray's queue.
-        advice: What to do if workers die again and again.
+        advice: What to do if workers die again and again, for the error message.
 
     Yields:
         Result of each task.
@@ -158,11 +163,10 @@ def lacking(bundles: list[dict[str, float]], available: dict[str, float]) -> dic
 
     Args:
         bundles: For each worker, the resources that it needs.
-        available: Resources of the session.
+        available: Amounts of the session's resources by name.
 
     Returns:
-        By name of the resource, the amount that all workers together need; only resources of which `available` has
-        less.
+        By name of the resource, the amount that all workers together need. Resources that suffice are left out.
     """
     needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for bundle in bundles for kind in bundle}
     return {kind: amount for kind, amount in needed.items() if amount > available.get(kind, 0.0)}

@@ -64,10 +64,10 @@ def is_remote(path: str) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Split the URL of an object into the URL of its bucket and its key (its path inside the bucket).
+    """Return the URL of the bucket and the key (the path inside the bucket) of an object, given the URL of the object.
 
     Raises:
-        DataError: The kind of URL is not known.
+        DataError: The URL is not one of the supported object stores.
     """
     parts = urlsplit(url)
     if parts.scheme not in STORES or not parts.netloc:
@@ -77,7 +77,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def bucket(url: str) -> "ObjectStore":
-    """Return an obstore client for the bucket of a URL, or for the part of the bucket below the URL's key.
+    """Return an obstore client for the bucket of a URL. If the URL has a path, the client sees only what is below it.
 
     Raises:
         DataError: obstore is not installed, or the environment has impossible settings.
@@ -94,9 +94,12 @@ def bucket(url: str) -> "ObjectStore":
 
 
 def client_options(url: str) -> "ClientConfig":
-    """Return the options of requests to an object store: `CLIENT`, changed by variables of the environment.
+    """Return the options of requests to an object store: the time limits in `CLIENT`, changed by environment variables.
 
     The library obstore reads the environment only if the caller gives no options. So this function reads it.
+
+    Args:
+        url: URL of the object store. Its scheme decides which variables count: AWS_*, GOOGLE_* or AZURE_*.
     """
     prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition(":")[0]]
     said = {name: os.environ.get(f"{prefix}_{name.upper()}") for name in CLIENT_VARIABLES}
@@ -189,9 +192,14 @@ def _is_empty(url: str, place: str) -> bool:
 
 
 def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetOptions | None":
-    """Return the options of a request, with a range at the end of the object written as one from its start.
+    """Return the options of a request for an object. For Azure, replace a range that counts from the end of the object.
 
-    Change only requests to Azure (`az://`), which does not offer ranges from the end.
+    Azure (`az://`) does not offer such ranges. The new range has the same bytes, counted from the start.
+
+    Args:
+        url: URL of the bucket.
+        place: Key of the object in the bucket.
+        options: Options of the request, or None.
     """
     wanted: Any = options.get("range") if options is not None else None
     if not url.startswith("az:") or not isinstance(wanted, dict) or "suffix" not in wanted:
@@ -202,7 +210,10 @@ def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetO
 
 
 def explained_if_remote(path: str) -> contextlib.AbstractContextManager[None]:
-    """Return a context that works as `explained` if the path is a URL, and does nothing for a local path."""
+    """Return a context that turns errors of an object store into clear DataErrors if `path` is a URL.
+
+    For a local path, the context does nothing.
+    """
     return explained(path) if is_remote(path) else contextlib.nullcontext()
 
 
@@ -241,12 +252,20 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without signatures of requests."""
+    """Return the first line of an error's message, without secret signatures of requests and without final periods."""
     return _SECRETS.sub(r"\1=...", str(error).split("\n", maxsplit=1)[0].rstrip("."))
 
 
 def zarr_place(path: str, read_only: bool = False) -> Any:
-    """Return what zarr's functions take as `store`, for a local folder or for a folder in an object store."""
+    """Return the zarr store object for a local folder or for a folder in an object store, for zarr's argument `store`.
+
+    Args:
+        path: Path or URL of the folder.
+        read_only: True to let zarr only read.
+
+    Raises:
+        DataError: The URL is not one of the supported object stores.
+    """
     from zarr.storage import LocalStore, ObjectStore
 
     if not is_remote(path):
@@ -263,42 +282,58 @@ class RemoteFiles:
         self.root = root
 
     def __truediv__(self, name: str) -> "RemoteFiles":
-        """Return an object that reads and writes the files of a folder inside this one."""
+        """Return an object that reads and writes the files of the folder `name` inside this one."""
         return RemoteFiles(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Return the URL of a file in this folder of the object store."""
+        """Return the URL of the file `name` in this folder of the object store."""
         return f"{self.root}/{name}"
 
     def _where(self, name: str = "") -> tuple[str, str]:
-        """Return the URL of the bucket, and the key (the path inside the bucket) of a file."""
+        """Return the URL of the bucket, and the key (the path inside the bucket) of a file in this folder.
+
+        Args:
+            name: Name of the file; empty for the folder itself.
+        """
         url, key = split_url(self.root)
         return url, f"{key}/{name}".strip("/")
 
     def _place(self, name: str = "") -> tuple["ObjectStore", str]:
-        """Return an obstore client for the bucket, and the key (the path inside the bucket) of a file."""
+        """Return an obstore client for the bucket, and the key (the path inside the bucket) of a file in this folder.
+
+        Args:
+            name: Name of the file; empty for the folder itself.
+        """
         url, key = self._where(name)
         return bucket(url), key
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
-        """Download an object. Return None if it does not exist. Raise a DataError if it has more than `most` bytes."""
+        """Download a file of this folder. Return None if it does not exist.
+
+        Args:
+            name: Name of the file.
+            most: Largest number of bytes; None for no limit.
+
+        Raises:
+            DataError: The file cannot be read, or has more than `most` bytes.
+        """
         try:
             return get_object(*self._where(name), most=most)[0]
         except FileNotFoundError:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Return the last `size` bytes of an object, or all if it has fewer. Return None if it does not exist."""
+        """Return the last `size` bytes of the file `name`, or all bytes if it has fewer; None if it does not exist."""
         return object_tail(*self._where(name), size)
 
     def write(self, name: str, data: bytes) -> None:
-        """Upload an object. If the upload fails, the old object stays, or no object exists."""
+        """Upload `data` as the file `name`. If the upload fails, the file stays as it was, or does not exist."""
         store, key = self._place(name)
         with explained(self.root):
             store.put(key, data, use_multipart=False)
 
     def names(self) -> list[str]:
-        """List the sorted names of the objects and folders directly below this URL."""
+        """Return the sorted names of the files and folders directly below this URL."""
         store, key = self._place()
         with explained(self.root):
             found = store.list_with_delimiter(f"{key}/")
@@ -306,7 +341,7 @@ class RemoteFiles:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def remove(self) -> None:
-        """Remove all objects of the object store that lie below this folder's key."""
+        """Remove all files below this folder's URL, also those in folders inside it."""
         store, key = self._place()
         with explained(self.root):
             for chunk in store.list(f"{key}/"):

@@ -55,12 +55,16 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def _bucket(self, name: str = "") -> Iterator["ObjectStore"]:
-        """Return a context that yields a client for the bucket, and turns errors of the store into clear DataErrors."""
+        """Return a context that yields a client for the bucket, and turns errors of the store into clear DataErrors.
+
+        Args:
+            name: Name of the file that the errors name; empty for the folder.
+        """
         with explained(f"{self.url}/{name}".rstrip("/")):
             yield bucket(self.bucket_url)
 
     def listed(self) -> dict[str, Listed]:
-        """Return the size and entity tag of each file below the URL, by its path relative to the URL.
+        """Return the size in bytes and the entity tag of each file below the URL, by the file's path relative to it.
 
         Raises:
             DataError: The bucket does not exist, or it cannot be read.
@@ -79,18 +83,18 @@ class RemoteFolder:
         return found
 
     def read(self, name: str) -> bytes | None:
-        """Download a file. Return None if it does not exist."""
+        """Download the file `name` of this folder, and return its bytes. Return None if it does not exist."""
         try:
             return get_object(self.bucket_url, self.place(name))[0]
         except FileNotFoundError:
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Download the last `size` bytes of a file, or all if it has fewer. Return None if it does not exist."""
+        """Return the last `size` bytes of the file `name`, or all bytes if it has fewer; None if it does not exist."""
         return object_tail(self.bucket_url, self.place(name), size)
 
     def read_marked(self, name: str) -> tuple[bytes, ObjectMark] | None:
-        """Download a file. Return its bytes and the mark that identifies this content; None if it does not exist."""
+        """Download the file `name`. Return its bytes and the mark that identifies them; None if it does not exist."""
         with contextlib.suppress(FileNotFoundError), self._bucket(name) as store:
             answer = store.get(self.place(name))
             mark = ObjectMark(answer.meta.get("e_tag"), answer.meta.get("version"))
@@ -98,7 +102,7 @@ class RemoteFolder:
         return None
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Upload a file. It replaces a file of the same name.
+        """Upload `data` as the file `name` of this folder. It replaces a file of the same name.
 
         Raises:
             DataError: The bucket does not exist or refuses the file, or the store does not answer.
@@ -148,7 +152,7 @@ class RemoteFolder:
         raise OtherWriterError(f"{self.url}/{name}: another process has written it meanwhile")
 
     def copy(self, name: str, target: str) -> None:
-        """Copy a file inside the object store.
+        """Copy the file `name` of this folder to the file `target` of the same folder, inside the object store.
 
         Raises:
             FileNotFoundError: The file does not exist.
@@ -158,7 +162,7 @@ class RemoteFolder:
             store.copy(self.place(name), self.place(target))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
+        """Remove the file `name` of this folder, if it exists."""
         with contextlib.suppress(FileNotFoundError), self._bucket(name) as store:
             store.delete(self.place(name))
 

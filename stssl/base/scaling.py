@@ -30,12 +30,15 @@ class BandScaling:
     std: tuple[float, ...]
 
     def about(self) -> JsonObject:
-        """Return the lists `low`, `high`, `mean` and `std` as JSON values by name, for the record of a run."""
+        """Return the lists `low`, `high`, `mean` and `std` by name, for the record of a run.
+
+        Each list has a number for each band.
+        """
         return {name: list(values) for name, values in asdict(self).items()}
 
     @classmethod
     def from_about(cls, numbers: JsonMapping) -> "BandScaling":
-        """Make a scaling from the JSON values that `about` returned.
+        """Make a scaling from the dict of lists `low`, `high`, `mean` and `std` that `about` returned.
 
         Raises:
             ValueError: A list of numbers is missing, or the lists have different lengths.

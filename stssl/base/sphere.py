@@ -7,7 +7,7 @@ from stssl.base.batch import PLACE
 
 
 def on_sphere(metadata: Tensor) -> Tensor:
-    """Turn the latitude and longitude of n patches into unit vectors [n, 3]. A missing place gives NaN.
+    """Return the places of n patches as unit vectors [n, 3]. A missing place gives NaN.
 
     Args:
         metadata: [n, 4] table with the columns of `MetadataColumn`: latitude and longitude in degrees, day, hour.

@@ -23,7 +23,7 @@ This list is needed, since Ray replaces the exception with a `KeyboardInterrupt`
 
 
 class Asked(KeyboardInterrupt):
-    """Report that a signal asked the process to end. Code treats it like Ctrl-C."""
+    """Report that a signal asked the process to end. It is a KeyboardInterrupt, so code treats it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         """Store the number of the signal that arrived. `stopped` computes the exit code from it.
@@ -36,7 +36,7 @@ class Asked(KeyboardInterrupt):
 
 
 def stopped(words: str = "What is written is whole; run the same command again to resume.") -> StoppedError:
-    """Build the error that a command raises after a signal. Its exit code is 128 plus the number of the signal.
+    """Return the error that a command raises after a signal. Its exit code is 128 plus the number of the signal.
 
     Args:
         words: Sentence that tells the user what was saved and how to resume.
@@ -50,7 +50,7 @@ def heeding_signals() -> Iterator[None]:
     """Return a context in which a signal that ends the process (such as Ctrl-C) raises the exception `Asked`.
 
     At the end of the context, `Asked` becomes a `StoppedError` for the user. If the process ignores a signal already,
-    as under `nohup`, it continues to ignore it.
+    as under `nohup`, it continues to ignore it. In another thread than the main one, the context does nothing.
 
     Raises:
         StoppedError: A signal asked the process to end.

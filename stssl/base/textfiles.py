@@ -73,9 +73,11 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """Decode the bytes of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+    """Return the text of a file, given its bytes: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
-    Error messages name the file by `path`.
+    Args:
+        data: Content of the file.
+        path: Path of the file, for error messages.
 
     Raises:
         DataError: The bytes are not text. The message names the line.
@@ -116,9 +118,9 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_names(path: Path) -> frozenset[str]:
-    """Return the patch names in a file.
+    """Return the set of patch names in a text file.
 
-    The file has one name in each line, or is a table. The names are then in the column `patch`, `patch_id` or
+    The file has one name in each line, or is a CSV table. The names of a table are in the column `patch`, `patch_id` or
     `s2v1_name`; without such a column, they are in column 1.
 
     Raises:
@@ -136,7 +138,11 @@ def read_names(path: Path) -> frozenset[str]:
 
 
 def _name_column(text: str) -> int | None:
-    """Return which column of a CSV table has the patch names, counted from 0; None if line 1 has no such column."""
+    """Return which column of a CSV table has the patch names, counted from 0; None if line 1 names no such column.
+
+    Args:
+        text: Text of the whole table.
+    """
     head = [cell.strip().strip('"').lower() for cell in text.partition("\n")[0].split(",")]
     return next((head.index(name) for name in NAME_HEADS if name in head), None)
 
@@ -155,7 +161,7 @@ def _first_cell(line: str) -> str:
 
 
 def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataError, advice: str = "") -> bytes:
-    """Read a plain file of at most `most` bytes. Refuse folders, pipes and devices without opening them.
+    """Return the bytes of a plain file of at most `most` bytes. Refuse folders, pipes and devices without opening them.
 
     Args:
         path: File to read, as the user gave it.
@@ -190,7 +196,7 @@ def read_bounded(path: str | Path, most: int, error: type[StsslError] = DataErro
 def read_json(
     path: str | Path, *, error: type[StsslError] = DataError, most: int = JSON_BYTES, advice: str = ""
 ) -> JsonObject:
-    """Read a file that holds a JSON object.
+    """Read a file that holds a JSON object, and return the object as a dict.
 
     Args:
         path: File to read.
@@ -208,7 +214,7 @@ def read_json(
 def parse_json(
     content: bytes | str, source: str, *, error: type[StsslError] = DataError, advice: str = ""
 ) -> JsonObject:
-    """Parse the text of a JSON object. Its objects and lists may lie at most `JSON_DEPTH` deep.
+    """Return the JSON object in a text as a dict. Its objects and lists may lie at most `JSON_DEPTH` deep.
 
     Refuse infinite numbers and keys that an object has twice. Refuse texts with lone surrogates: these texts could not
     be written again. Accept NaN, since Python's `json` writes it.
@@ -240,7 +246,11 @@ def parse_json(
 
 
 def _once(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
-    """Build a JSON object from its keys and values. Refuse a key that occurs twice: its value would be ambiguous."""
+    """Return a JSON object as a dict, given its pairs (key, value).
+
+    Raises:
+        ValueError: A key occurs twice, so its value is ambiguous.
+    """
     found: JsonObject = {}
     for key, value in pairs:
         if key in found:

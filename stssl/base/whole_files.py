@@ -37,8 +37,8 @@ def write_whole(
 ) -> None:
     """Write a file whole. Readers see either the old content or the new one, even after a crash or a power cut.
 
-    Processes that write the same file wait for each other. If a process is killed, the next writer uses its temporary
-    file again.
+    Processes that write the same file wait for each other. If a process is killed, its temporary file stays. The next
+    writer of the file uses it again.
 
     Args:
         path: File to write. If its folder is missing, make the folder.
@@ -94,6 +94,9 @@ def _sole(path: Path) -> Iterator[BinaryIO]:
     """Return a context that yields an empty temporary file, open and locked, so that no other process writes it.
 
     The caller renames the file inside the context. If an error ends the context earlier, remove the file.
+
+    Args:
+        path: Path of the temporary file.
     """
     while True:
         # O_NOFOLLOW: a link with this name must not lead the write to another file.
@@ -186,6 +189,10 @@ def open_plain(path: Path) -> BinaryIO:
 def sync(path: Path, error: type[StsslError] = RunError) -> None:
     """Wait until the content of a file is on the disk. If the file does not exist, do nothing.
 
+    Args:
+        path: The file.
+        error: Class of the error to raise.
+
     Raises:
         StsslError: The disk did not take the content. The error has the class `error`.
     """
@@ -197,7 +204,10 @@ def sync(path: Path, error: type[StsslError] = RunError) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until new, renamed and removed names in a folder are on the disk: a power cut must not undo them."""
+    """Wait until new, renamed and removed names in a folder are on the disk: a power cut must not undo them.
+
+    If the file system cannot do this, do nothing.
+    """
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder, and only a failed call shows this
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -207,7 +217,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path | str, problem: OSError, size: int | None = None) -> str:
-    """Build the message of a failed write: the file, the reason, the room on the disk, and what to do.
+    """Return the message of a failed write: the file, the reason, the room on a full disk, and what to do.
 
     Args:
         path: File that could not be written.
@@ -230,7 +240,7 @@ def _room(path: Path, size: int | None) -> str:
 
 
 def free_room(path: Path) -> str:
-    """Return words about the free space on the disk of a file, such as `1.5 GB free in /data`."""
+    """Return words about the free space on the disk of the file `path`, such as `1.5 GB free in /data`."""
     folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
     try:
         free = as_size(shutil.disk_usage(folder).free)

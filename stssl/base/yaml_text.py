@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def integer(self, node: yaml.ScalarNode) -> int:
-        """Convert a YAML scalar to a whole number.
+        """Return the whole number in a YAML scalar (the node of a single value).
 
         Raises:
             ConfigError: The number does not fit into 64 bits.
@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def real(self, node: yaml.ScalarNode) -> float:
-        """Convert a YAML scalar with a fraction or an exponent to a number.
+        """Return the number with a fraction or an exponent in a YAML scalar (the node of a single value).
 
         Raises:
             ConfigError: The number is not finite.
@@ -131,7 +131,7 @@ def _wrong(place: yaml.Event | yaml.Node, what: str) -> ConfigError:
 
 
 def parse_yaml(text: str, source: str) -> JsonValue:
-    """Parse YAML text into plain values.
+    """Parse YAML text, and return its plain values: texts, numbers, booleans, None, lists and dicts.
 
     Args:
         text: YAML of at most `FILE_BYTES` characters.
@@ -155,12 +155,12 @@ def parse_yaml(text: str, source: str) -> JsonValue:
 
 
 def dump_yaml(tree: object) -> str:
-    """Write plain values as YAML text. `parse_yaml` and other YAML readers get equal values back."""
+    """Return plain values as YAML text. `parse_yaml` and other YAML readers get equal values back."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def unclean(text: str) -> str | None:
-    """Describe the first control character or lone surrogate in a text. Return None if the text has none.
+    """Return words about the first control character or lone surrogate in a text; None if the text has none.
 
     Tabs and line breaks are allowed. The other characters do not belong in a path, and would confuse a terminal.
     """
@@ -174,7 +174,11 @@ def unclean(text: str) -> str | None:
 
 
 def _require_clean(tree: JsonValue, source: str) -> None:
-    """Refuse YAML values with control characters, or nested too deep. Aliases can nest values that look flat.
+    """Check that YAML values have no control characters, and are not nested too deep: aliases can hide deep values.
+
+    Args:
+        tree: The parsed values.
+        source: Name of the file or argument in the error.
 
     Raises:
         ConfigError: A key or value is refused. The message names the key.

@@ -96,9 +96,9 @@ class Draw:
     boxes: Tensor | None = None
 
     def each(self, move: Callable[[Tensor], Tensor]) -> "Draw":
-        """Return a copy of these choices, with each tensor replaced by `move(tensor)`.
+        """Return a copy of these choices, with each tensor replaced by the result of `move(tensor)`.
 
-        `move` is always called for the tensors in the same sequence.
+        Each call of this method passes the tensors to `move` in the same sequence.
         """
         rounds = tuple({k: (move(r), move(m)) for k, (r, m) in ops.items()} for ops in self.rounds)
         matrix, offset, boxes = (None if t is None else move(t) for t in (self.matrix, self.offset, self.boxes))
@@ -109,6 +109,10 @@ def draws_on(draws: Mapping[View, Draw], device: torch.device) -> dict[View, Dra
     """Copy the random choices of augmentations to a device, and return the copies by view.
 
     The choices of a step are about 60 small tensors. So copy all of them together, in one transfer.
+
+    Args:
+        draws: The random choices for each view, on the CPU.
+        device: Device of the copies.
     """
     if device.type == "cpu":
         return dict(draws)
@@ -146,7 +150,7 @@ def numbers_needed(strong: RandAugmentConfig | None, cutout: float = 0) -> int:
 
 
 def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentConfig | None, cutout: float = 0) -> Draw:
-    """Return the choices of an augmentation (crop, flips, operations) for n patches, made from random numbers.
+    """Return the choices of an augmentation (crop, flips, operations) for n patches, computed from random numbers.
 
     Args:
         numbers: [n, numbers_needed(strong, cutout)] uniform numbers in [0, 1).
@@ -173,7 +177,7 @@ def draw_view(numbers: Floats, size: int, padding: float, strong: RandAugmentCon
 
 
 def _crop(image: Tensor, draw: Draw) -> Tensor:
-    """Crop images [n, bands, height, width]: shift them with reflected borders, and flip them, as `draw` says."""
+    """Return copies of images [n, bands, height, width], shifted with reflected borders and flipped as `draw` says."""
     if image.device.type == "cpu":
         return _crop_each(image, draw)
     rows, columns = (
@@ -185,7 +189,14 @@ def _crop(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _crop_each(image: Tensor, draw: Draw) -> Tensor:
-    """Crop and flip images one by one: on a CPU, this is several times as fast as to index all images at once."""
+    """Return shifted and flipped copies of images [n, bands, height, width], made one by one.
+
+    On a CPU, this is several times as fast as to index all images at once.
+
+    Args:
+        image: The images.
+        draw: Shift and flips of each image.
+    """
     reach = int(draw.shift.abs().max()) if len(image) else 0
     padded = _reflect(image, reach)
     height, width = image.shape[2:]
@@ -198,7 +209,10 @@ def _crop_each(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _reflect(image: Tensor, reach: int) -> Tensor:
-    """Add a reflected border of `reach` pixels to images. They may be bytes, which `functional.pad` refuses."""
+    """Return images [n, bands, height, width] with a reflected border of `reach` pixels added on each side.
+
+    The images may be bytes, which `functional.pad` refuses.
+    """
     if not reach:
         return image
     n, bands, height, width = image.shape
@@ -213,9 +227,15 @@ def _reflect(image: Tensor, reach: int) -> Tensor:
 
 
 def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Tensor:
-    """Return for n shifted and flipped images which row of the original each row shows: [n, size] row numbers.
+    """Return for n shifted and flipped images which row of the original each row shows: row numbers [n, size].
 
-    It works for columns in the same way.
+    Columns work in the same way.
+
+    Args:
+        size: Number of rows of an image.
+        shift: [n] shift of each image in rows.
+        flip: [n] booleans: True if the image is flipped.
+        device: Device of the result.
     """
     line = torch.arange(size, device=device)
     line = torch.where(flip[:, None], size - 1 - line, line) + shift[:, None]
@@ -224,10 +244,14 @@ def _source(size: int, shift: Tensor, flip: Tensor, device: torch.device) -> Ten
 
 
 def _warp(image: Tensor, draw: Draw) -> Tensor:
-    """Apply geometric operations, crop and flips to images in one bilinear resampling with reflected borders.
+    """Return images after geometric operations, crop and flips, in one bilinear resampling with reflected borders.
 
     If the choices have no geometric map (weak views and other styles than `stssl`), only crop and flip, without
     resampling.
+
+    Args:
+        image: [n, bands, height, width] images.
+        draw: The random choices for each image.
     """
     if draw.matrix is None or draw.offset is None:
         return _crop(image, draw)
@@ -241,7 +265,10 @@ def _warp(image: Tensor, draw: Draw) -> Tensor:
 
 
 def _levels(image: Tensor) -> Tensor:
-    """Turn values in [0, 1] into bytes, rounded. On a CPU, work on 8 images at a time, which fit into its cache."""
+    """Return values in [0, 1] as bytes 0..255, rounded.
+
+    On a CPU, work on 8 images at a time, which fit into its cache.
+    """
     parts = torch.tensor_split(image, tuple(range(8, len(image), 8))) if image.device.type == "cpu" else (image,)
     return torch.cat([(part * 255).round_().int().byte() for part in parts])
 

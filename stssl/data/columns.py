@@ -26,7 +26,7 @@ class Columns(Protocol):
         ...
 
     def column(self, name: str) -> ColumnArray:
-        """Read a metadata array of N patches: [N], or [N, values] if it has several values for each patch."""
+        """Read and return a metadata array of the N rows: [N], or [N, values] if a row has several values."""
         ...
 
     def has_column(self, name: str) -> bool:

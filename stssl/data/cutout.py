@@ -36,7 +36,8 @@ def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
         size: Side of the images in pixels.
 
     Returns:
-        [n, 4] int64, as `draw_cutout` returns them.
+        [n, 4] int64: first column, last column, first row, last row, all inclusive. If the side of a square is 0, the
+        last column lies before the first.
     """
     side = share_x_y[:, :1] * size
     first = np.trunc(np.maximum(share_x_y[:, 1:] - side / 2, 0))
@@ -51,8 +52,9 @@ def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
     """Fill a square of each image with gray, and return the images.
 
     Args:
-        image: [n, bands, height, width]. On a CPU, the images change in place.
-        boxes: [n, 4] from `cutout_boxes`, on the device of the images; None changes nothing.
+        image: [n, bands, height, width]. On a CPU, the images change in place. On a GPU, the result is a copy.
+        boxes: [n, 4] first column, last column, first row and last row of each square, on the device of the images;
+            None changes nothing.
         white: Value of a white pixel: 255 for bytes, else 1.
     """
     if boxes is None:

@@ -54,8 +54,8 @@ def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDA
     """Choose the training patches that keep their label. A row is the number of a patch in the store.
 
     Every class that occurs keeps at least one row, except with `list`. If possible, `per_class` and `total` choose the
-    same number of rows for each class. `fraction` first chooses a row for every class, and then the others at random.
-    `_usb` describes how `seed_rule: usb` chooses.
+    same number of rows for each class. `fraction` first chooses a row for every class, and then further rows at random.
+    `seed_rule: usb` repeats the choice of the public code of "Context Matters".
 
     Args:
         targets: [N, C] labels of N patches and C classes: True or 1 if the patch has the class.
@@ -106,7 +106,7 @@ def draw_labeled(targets: AnyArray, rows: Ints, config: LabelsConfig, names: NDA
 
 
 class _Classes:
-    """Choose from n patches until each class has enough of them. Hold which patches have each class.
+    """Choose from n patches until each class has enough of them. An object knows which patches have each class.
 
     Attributes:
         hits: [classes, n] True if the patch has the class.
@@ -151,7 +151,7 @@ class _Classes:
 
 
 def _cover(hits: NDArray[np.bool_], times: int) -> Ints:
-    """Choose patches until each class has `times` patches, or all its patches. Return their numbers, sorted.
+    """Choose patches until each class has `times` patches, or all its patches. Return their sorted numbers 0..n-1.
 
     Args:
         hits: [n, classes] True if the patch has the class.
@@ -191,12 +191,12 @@ def _fill(hits: NDArray[np.bool_], total: int) -> Ints:
 
 
 def _at_random(hits: NDArray[np.bool_], total: int) -> Ints:
-    """Choose `total` patches from a shuffled list: one for every class, then others from the start of the list.
+    """Choose `total` patches from a shuffled list: first one for every class, then others from the start of the list.
 
-    If the classes need more than `total` patches, choose these.
+    If one patch for every class makes more than `total` patches, choose only these.
 
     Args:
-        hits: [n, classes] True if the patch has the class.
+        hits: [n, classes] True if the patch has the class, for the n patches of the list.
         total: Number of patches to choose.
 
     Returns:

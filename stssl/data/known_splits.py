@@ -55,9 +55,18 @@ class RebenSplit(Config):
 
 
 def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
-    """Assign N patches to training, validation and test from west to east. Return [N] codes of the parts.
+    """Assign the N patches of a store to training, validation and test from west to east, and return their codes.
 
-    Patches without a longitude and unusable patches get the code `NO_SPLIT`.
+    Args:
+        store: Store with the columns `lon` (longitude in degrees) and `error_code`.
+        config: Shares of validation and test.
+
+    Returns:
+        [N] codes: 0 for training, 1 for validation, 2 for test. Patches without a longitude and unusable patches get
+        the code `NO_SPLIT`.
+
+    Raises:
+        DataError: No patch has a longitude.
     """
     lon = np.asarray(store.column("lon"), float)
     known = np.isfinite(lon)
@@ -80,9 +89,19 @@ def longitude_codes(store: Columns, config: LongitudeSplit) -> Ints:
 
 
 def reben_codes(store: Columns, config: RebenSplit) -> Ints:
-    """Find for N patches in reBEN's table if they are for training, validation or test. Return [N] codes of the parts.
+    """Assign the N patches of a store to training, validation or test as reBEN's table says, and return their codes.
 
-    The table is searched for the patches' names of v1.0, or else of v2.0. Missing patches get the code `NO_SPLIT`.
+    The table is searched for the patches' names of v1.0. If it has none of them, it is searched for names of v2.0.
+
+    Args:
+        store: Store with the column `patch_id`, the names of the patches.
+        config: Path of the table.
+
+    Returns:
+        [N] codes: 0 for training, 1 for validation, 2 for test. Patches that the table lacks get the code `NO_SPLIT`.
+
+    Raises:
+        DataError: The table cannot be read, or has no patch of the store.
     """
     table = _read_reben(config.metadata)
     names = as_text(store.column("patch_id"))
@@ -107,10 +126,10 @@ def reben_codes(store: Columns, config: RebenSplit) -> Ints:
 
 
 def _read_reben(path: str) -> pyarrow.Table:
-    """Read the columns `patch_id`, `s2v1_name` and `split` of the file `metadata.parquet` of BigEarthNet v2.0.
+    """Return the columns `patch_id`, `s2v1_name` and `split` of the table `metadata.parquet` of BigEarthNet v2.0.
 
     Raises:
-        DataError: The file cannot be read, or lacks one of the columns.
+        DataError: The file `path` cannot be read, or lacks one of the columns.
     """
     needed = ["patch_id", "s2v1_name", "split"]
     try:

@@ -27,7 +27,11 @@ class PatchReader(Protocol):
     """Define the method that a reader must have: it reads the pixels of patches, given their rows in the store."""
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Read the pixels of n patches: one tensor [n, bands, height, width] for each band group (each resolution)."""
+        """Return the pixels of n patches, given their store rows [n].
+
+        The result has for each band group (the bands of one resolution), by its name, a tensor [n, bands, height,
+        width].
+        """
         ...
 
 
@@ -80,7 +84,7 @@ class StreamSource:
     sampler: Sampler
 
     def global_rows(self, step: int) -> list[int]:
-        """Return the store rows of the patches of this stream that all training processes together use in a step."""
+        """Return the store rows of this stream's patches that all training processes together use in step `step`."""
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
@@ -90,6 +94,9 @@ class StreamSource:
         Args:
             step: Number of the step.
             ranks: This rank and the number of ranks.
+
+        Returns:
+            Positions in the stream, epochs and store rows of the patches.
         """
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         return StepRows(positions, epochs, self.rows[positions])
@@ -97,10 +104,10 @@ class StreamSource:
     def complete(
         self, chosen_rows: "StepRows", arrays: dict[str, Tensor], views: Collection[View], draw: Drawer
     ) -> RawRows:
-        """Add metadata, labels and random choices for augmentation to the pixels of patches. Return all as `RawRows`.
+        """Return patches as `RawRows`: their pixels, with metadata, labels and random choices for augmentation added.
 
         Args:
-            chosen_rows: Which patches.
+            chosen_rows: Positions, epochs and store rows of the patches.
             arrays: Pixels of the patches for each band group.
             views: Views of this stream that the step uses.
             draw: Makes the random choices for augmentation.
@@ -116,7 +123,7 @@ class StreamSource:
 
 
 class StepRows(NamedTuple):
-    """Hold which n patches a step uses: their positions in their stream [n], epochs [n] and store rows [n]."""
+    """Describe which n patches a step uses: their positions in their stream [n], epochs [n] and store rows [n]."""
 
     positions: Ints
     epochs: Ints
@@ -124,13 +131,15 @@ class StepRows(NamedTuple):
 
 
 def read_together(wanted: Sequence[tuple[PatchReader, Ints]]) -> list[dict[str, Tensor]]:
-    """Read the pixels of several lists of patches, with one call if they have the same reader.
+    """Read the pixels of several lists of patches, with one call of the reader if all lists have the same reader.
 
-    Return for each list the pixels [n, bands, height, width] by band group. One call for two lists has half the fixed
-    cost of two calls, and its threads divide all patches among them.
+    One call for two lists has half the fixed cost of two calls, and its threads divide all patches among them.
 
     Args:
         wanted: For each list of patches, its reader and the store rows.
+
+    Returns:
+        For each list, its pixels [n, bands, height, width] by name of the band group.
     """
     readers = [reader for reader, _ in wanted]
     if len(wanted) < 2 or any(reader is not readers[0] for reader in readers):
@@ -165,7 +174,7 @@ class Loader:
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)
 
     def load(self, step: int) -> RawBatch:
-        """Read and return the patches of one step in this thread, without the background thread of `batches`."""
+        """Read and return the patches of step `step`, by stream, in the calling thread."""
         streams = list(self._streams(step))
         chosen = [source.choose(step, self.ranks) for _, source, _ in streams]
         pixels = read_together([(source.reader, own.rows) for (_, source, _), own in zip(streams, chosen, strict=True)])
@@ -175,24 +184,25 @@ class Loader:
         }
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows that all training processes together use in a step, for each stream by its name."""
+        """Return the store rows that all training processes together use in step `step`, by name of the stream."""
         return {stream.value: source.global_rows(step) for stream, source, _ in self._streams(step)}
 
     def rows_at(self, step: int) -> int:
-        """Return how many patches all training processes together read in a step."""
+        """Return how many patches, of all streams, all training processes together read in step `step`."""
         return sum(source.sampler.batch for _, source, _ in self._streams(step))
 
     def _streams(self, step: int) -> Iterator[tuple[Stream, StreamSource, list[View]]]:
-        """Yield each stream (labeled, unlabeled) that a step uses, with its source of patches and its views."""
+        """Yield each stream (labeled, unlabeled) that step `step` uses, with its source of patches and its views."""
         wanted = self.views(step)
         for stream, source in self.sources.items():
             if views := [view for view in wanted if view.stream is stream]:
                 yield stream, source, views
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawBatch]:
-        """Yield the patches of each step from `start` to `stop`. A thread reads up to `ahead` steps in advance.
+        """Yield the patches of each step from `start` to before `stop`, by stream.
 
-        If the patches of a step cannot be read, raise the error at this step.
+        A thread reads up to `ahead` steps in advance. If the patches of a step cannot be read, raise the error at this
+        step.
 
         Args:
             start: First step.
@@ -203,7 +213,12 @@ class Loader:
 
 
 def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Generator[Result, None, None]:
-    """Run jobs in a background thread, up to `ahead` jobs in advance. Yield their results in the jobs' sequence."""
+    """Run jobs in a background thread, up to `ahead` jobs in advance. Yield their results in the jobs' sequence.
+
+    Args:
+        jobs: Functions without arguments.
+        ahead: Number of jobs to run in advance.
+    """
     # One thread is enough: reading releases Python's global lock (GIL), so it overlaps with the step.
     pool = ThreadPoolExecutor(1, "stssl-loader")
     try:
@@ -218,7 +233,7 @@ def prefetch(jobs: Iterator[Callable[[], Result]], ahead: int) -> Generator[Resu
 
 
 def metadata_table(lat: ColumnArray, lon: ColumnArray, day: ColumnArray, time: ColumnArray) -> Tensor:
-    """Arrange place and time of N patches as one table for the networks. A missing value becomes NaN.
+    """Return place and time of N patches as one table for the networks. A missing value becomes NaN.
 
     Args:
         lat: [N] degrees north; NaN if missing.
@@ -227,7 +242,7 @@ def metadata_table(lat: ColumnArray, lon: ColumnArray, day: ColumnArray, time: C
         time: [N] seconds since 1970-01-01 UTC; the smallest int64 if missing.
 
     Returns:
-        [N, 4] float32 with the columns of `MetadataColumn`.
+        [N, 4] float32: latitude, longitude, day of the year, hour of the day in UTC.
     """
     # The smallest int64 stands for a missing time. Do not divide it: the remainder would look like a valid hour.
     known = time != np.iinfo(np.int64).min

@@ -62,7 +62,13 @@ def apply_rounds(image: Tensor, rounds: Rounds, operations: Mapping[str, Operati
 
 
 def _put(image: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Replace the images with the row numbers `rows` in `image` by the images `changed`, in place."""
+    """Replace some images of a batch, in place.
+
+    Args:
+        image: [n, bands, height, width] the batch.
+        rows: [k] numbers of the images to replace.
+        changed: [k, bands, height, width] the new images.
+    """
     if image.device.type != "cpu":
         image.index_copy_(0, rows, changed)
         return
@@ -95,7 +101,7 @@ def sampling_grid(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def at_least(image: Tensor, threshold: Tensor) -> Tensor:
-    """Return 1.0 where a pixel reaches a threshold, else 0.0: weights with which `torch.lerp` chooses values.
+    """Return 1.0 where a pixel of `image` is at least the threshold, else 0.0. `torch.lerp` takes these as weights.
 
     With these weights, `lerp` returns one of its two inputs exactly. On a CPU, `torch.where` takes ten times as long.
     """
@@ -126,13 +132,13 @@ def count_levels(levels: Tensor) -> Tensor:
 
 
 def equalizing_table(counts: Tensor) -> Tensor:
-    """Return the new level of each of 256 levels that equalizes histograms, [k, bands, 256], as Pillow and kornia do.
+    """Return tables [k, bands, 256] that equalize histograms, as Pillow and kornia do: the new value of each level.
 
     With `div` as integer division, level j becomes (number of pixels below j + step div 2) div step, at most 255. The
     step is the number of pixels that are not in the highest level, div 255. If it is 0, levels stay the same.
 
     Args:
-        counts: [k, bands, 256] int64 histogram of each band.
+        counts: [k, bands, 256] int64: how many pixels of each band have each of the levels 0..255.
     """
     level = torch.arange(LEVELS, device=counts.device)
     highest = torch.where(counts > 0, level, 0).amax(2, keepdim=True)

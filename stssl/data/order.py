@@ -36,7 +36,7 @@ class Sampler(Protocol):
         ...
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches in some rows of the global batch of a step, each [rows].
+        """Return which patches lie in some rows of a step's global batch: their positions [rows] and epochs [rows].
 
         A position is the index of a patch in the stream's list of patches.
 
@@ -47,7 +47,10 @@ class Sampler(Protocol):
         ...
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] in the stream's list of all patches of a step. Download nothing."""
+        """Return all patches of the global batch of step `step`, as positions [batch] in the stream's list.
+
+        Download nothing.
+        """
         ...
 
 
@@ -79,9 +82,10 @@ class ShardOrder:
 
 
 class FetchingSampler:
-    """Tell which patches are in the batch of a step as `ShardSampler` does, and download their shards into the cache.
+    """Tell which patches are in the batch of any step, and download their shards (files of patches) into the cache.
 
-    A call of `rows` waits for the shards of its step. It also starts the download of the shards of a later step.
+    A `ShardSampler` chooses the patches. A call of `rows` waits for the shards of its step. It also starts the download
+    of the shards of a later step.
     """
 
     def __init__(self, order: ShardSampler, stored: Ints, shard_order: ShardOrder) -> None:
@@ -96,13 +100,17 @@ class FetchingSampler:
         self.seed = order.seed
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] in the stream's list of all patches of a step. Download nothing."""
+        """Return all patches of the global batch of step `step`, as positions [batch] in the stream's list.
+
+        Download nothing.
+        """
         return self.order.whole(step)
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
+        """Return which patches lie in some rows of a step's global batch: their positions [rows] and epochs [rows].
 
-        First wait until the cache has the shards of these patches.
+        A position is the index of a patch in the stream's list of patches. First wait until the cache has the shards of
+        these patches.
 
         Args:
             step: Number of the step.
@@ -121,7 +129,7 @@ class FetchingSampler:
 def make_order(
     stored: Ints, batch: int, seed: int, stream: RandomStream, *, shard_order: ShardOrder | None, world: int
 ) -> StreamSampler | FetchingSampler:
-    """Make the sampler that shuffles the patches of a stream (labeled or unlabeled) and cuts them into batches.
+    """Return the sampler that shuffles the patches of a stream (labeled or unlabeled) and cuts them into batches.
 
     Args:
         stored: [size] store rows of the stream.
@@ -148,7 +156,7 @@ def shard_order_of(reader: StoreReader, mix: int, limit: int, held: bool, tell: 
         mix: Number of shards whose patches are mixed.
         limit: Largest size of the cache in bytes.
         held: True if memory holds all patches. If so, training downloads nothing.
-        tell: True to warn if the cache is too small for the mixed shards.
+        tell: True to log a warning if the cache is too small for the mixed shards.
     """
     if reader.shard is None:
         return None

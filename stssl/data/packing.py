@@ -23,7 +23,7 @@ def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
 
 
 def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors in a buffer that `packed` made of `tensors`. The results share the memory of the buffer.
+    """Return the tensors that a buffer of `packed` holds. They share the memory of the buffer.
 
     Args:
         buffer: The buffer, or a copy of it on any device.
@@ -36,7 +36,10 @@ def unpacked(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _starts(tensors: Sequence[Tensor]) -> list[int]:
-    """Return the byte at which each tensor begins in a buffer, and, as the last number, the buffer's size in bytes."""
+    """Return the byte at which each tensor begins in the buffer that holds them.
+
+    The last number is the buffer's size.
+    """
     starts = [0]
     for tensor in tensors:
         starts.append(starts[-1] + -(-tensor.nbytes // _ALIGNED) * _ALIGNED)

@@ -17,7 +17,7 @@ _ONE = 1 << 22
 
 
 def resize_images(image: Tensor, size: int, how: Resize) -> Tensor:
-    """Resize images to squares of `size` pixels. Images that have this size already keep their values.
+    """Return images resized to squares of `size` pixels. Images that have this size already keep their values.
 
     Args:
         image: [n, bands, height, width]; for `pillow` whole numbers from 0 to 255.
@@ -41,7 +41,10 @@ def resize_images(image: Tensor, size: int, how: Resize) -> Tensor:
 
 
 def _pillow(image: Tensor, size: int) -> Tensor:
-    """Resize whole numbers from 0 to 255 as Pillow's bilinear filter does: first rows, then columns, each rounded."""
+    """Return images [n, bands, height, width] of whole numbers 0..255, resized to squares of `size` pixels, as float32.
+
+    The values are those of Pillow's bilinear filter: first rows, then columns are resized, and each result is rounded.
+    """
     # Use float64: sums of these whole numbers are exact in it, so the result is the same on every device.
     image = image.double()
     for axis in (-1, -2):

@@ -33,7 +33,7 @@ class StreamSampler:
         self.size, self.batch, self.seed, self.stream = size, batch, seed, stream
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
+        """Return which patches lie in some rows of a step's global batch: their positions [rows] and epochs [rows].
 
         A position is the index of a patch in the stream's list of patches.
 
@@ -50,7 +50,7 @@ class StreamSampler:
         return positions, epochs
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] in the stream's list of all patches of a step's global batch."""
+        """Return all patches of the global batch of step `step`, as positions [batch] in the stream's list."""
         return self.rows(step, slice(0, self.batch))[0]
 
 
@@ -95,11 +95,10 @@ class ShardSampler:
         self._lock = threading.Lock()
 
     def rows(self, step: int, rows: slice) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches in some rows of a step's global batch, each [rows].
+        """Return which patches lie in some rows of a step's global batch: their positions [rows] and epochs [rows].
 
-        A position is the index of a patch in the stream's list of patches.
-
-        Ranks have different shards, which may hold different numbers of patches. So each rank counts its own epochs.
+        A position is the index of a patch in the stream's list of patches. Ranks have different shards, which may hold
+        different numbers of patches. So each rank counts its own epochs.
 
         Args:
             step: Number of the step, counted from 0.
@@ -116,17 +115,17 @@ class ShardSampler:
         return np.concatenate(positions), np.concatenate(epochs)
 
     def whole(self, step: int) -> Ints:
-        """Return the positions [batch] in the stream's list of all patches of a step's global batch."""
+        """Return all patches of the global batch of step `step`, as positions [batch] in the stream's list."""
         return self.rows(step, slice(0, self.batch))[0]
 
     def _drawn(self, rank: int, places: Ints) -> tuple[Ints, Ints]:
-        """Return positions and epochs of the patches at some indexes of one training process's endless sequence.
+        """Return positions in the stream's list [k] and epochs [k] of some patches of one training process.
 
         A lock lets only one thread compute at a time, since all threads share the cached sequences of two epochs.
 
         Args:
             rank: Number of the training process.
-            places: [k] indexes in the sequence of its patches over all epochs, from low to high.
+            places: [k] indexes in the endless sequence of its patches over all epochs, from low to high.
         """
         with self._lock:
             return self._placed(rank, places)
@@ -143,7 +142,7 @@ class ShardSampler:
         return positions, epochs
 
     def _dealt(self, rank: int, epoch: int) -> list[Ints]:
-        """Return the shuffled shards that one training process gets in an epoch.
+        """Return the shuffled shards that the training process `rank` gets in an epoch.
 
         Each shard is an array of the positions of its patches in the stream's list.
         """
@@ -151,9 +150,9 @@ class ShardSampler:
         return [self._blocks[number] for number in order[rank :: self.world].tolist()]
 
     def _order(self, rank: int, epoch: int) -> Ints:
-        """Return the shuffled positions of the patches that one training process (rank) gets in an epoch.
+        """Return all patches that the training process `rank` gets in an epoch, shuffled.
 
-        Cache the results of two epochs for each rank.
+        The result is an array of positions in the stream's list. Cache the results of two epochs for each rank.
         """
         known = self._orders[rank]
         if epoch not in known:

@@ -117,7 +117,7 @@ class Split:
 
 
 def make_split(store: Columns, config: SplitConfig, exclude: tuple[str, ...] = (), validated: bool = True) -> Split:
-    """Divide the usable rows of a store into training, validation and test.
+    """Divide the usable rows of a store into training, validation and test, and return the rows of each part.
 
     Args:
         store: Store with the columns.
@@ -160,7 +160,7 @@ def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | 
         path: Path of the store.
         config: Name of a stored split, or a rule.
         part: Name of the part without patches.
-        last: More advice at the end of the message, after that to choose another split.
+        last: Further advice for the end of the message, or an empty text. The message itself advises another split.
     """
     if isinstance(config, BlockSplit | LeaveOutSplit):
         return ConfigError(
@@ -175,11 +175,14 @@ def _empty(path: str, config: SplitConfig, part: str, last: str) -> DataError | 
 
 
 def shares_asked(config: SplitConfig) -> dict[str, float]:
-    """Return the shares of validation and test patches that a rule can miss, by part, for warnings about them.
+    """Return the shares (0..1) of patches that a split rule asks for but may miss, by part: `validation`, `test`.
 
-    These rules are `random`, `blocks` and `leave_out`. The share of `leave_out` counts among the patches that are not
-    test patches. For other splits, return an empty dict: stored splits and lists ask for no share, and `longitude`
-    cannot miss its shares.
+    Callers warn about missed shares. The rules are `random`, `blocks` and `leave_out`. The share of `leave_out` counts
+    among the patches that are not test patches. For other splits, return an empty dict: stored splits and lists ask for
+    no share, and `longitude` cannot miss its shares.
+
+    Args:
+        config: Name of a split, or a rule with its settings.
     """
     if isinstance(config, str):
         config = _NAMED.get(config, config)
@@ -189,7 +192,15 @@ def shares_asked(config: SplitConfig) -> dict[str, float]:
 
 
 def _stored(store: Columns, name: str) -> ColumnArray:
-    """Read a split from the store. Return for each of N patches the code of training, validation or test, [N]."""
+    """Return the codes of a stored split for the N patches of a store, [N]: 0 training, 1 validation, 2 test.
+
+    Args:
+        store: The store.
+        name: Name of the split.
+
+    Raises:
+        ConfigError: The store has no split with this name.
+    """
     if name not in store.split_names:
         places = np.isfinite(np.asarray(store.column("lat"), float)).any()
         known = ", ".join((*store.split_names, *(_NAMED if places else ["random"])))
@@ -204,11 +215,14 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
     """Divide the earth into squares of latitude and longitude, and find the square of each patch with a known place.
 
     Args:
-        store: Store with the columns of latitude and longitude.
+        store: Store with the columns of latitude and longitude; NaN if a place is missing.
         degrees: Side of the squares in degrees.
 
     Returns:
         Two arrays: the store rows of the n patches with a known place [n], and the numbers of their squares [n].
+
+    Raises:
+        DataError: No patch has a known place.
     """
     lat, lon = (np.asarray(store.column(name), float) for name in ("lat", "lon"))
     rows = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
@@ -226,13 +240,19 @@ def _block_ids(store: Columns, degrees: float) -> tuple[Ints, Ints]:
 
 
 def _random(store: Columns, config: RandomSplit) -> Ints:
-    """Assign N patches at random to training, validation or test. Return [N] codes of these parts."""
+    """Assign N patches at random to training, validation or test.
+
+    Return [N] codes: 0 training, 1 validation, 2 test.
+    """
     rows = np.arange(store.size)
     return _deal(store.size, rows, rows, {2: config.test, 1: config.validation}, config.seed)
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
-    """Assign N patches to training, validation or test by squares of the map. Return [N] codes of these parts."""
+    """Assign N patches to training, validation or test by squares of the map, so that a square has patches of one part.
+
+    Return [N] codes: 0 training, 1 validation, 2 test, 255 for patches without a place.
+    """
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)
 
@@ -241,13 +261,13 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
     """Assign squares of the map to training, validation and test. Return for each store row the code of its part.
 
     Shuffle the squares. Give squares to each part of `shares` in turn until it has its share. The other squares are for
-    training.
+    training (code 0).
 
     Args:
         size: Number of rows (patches) in the store.
-        rows: [n] rows whose patches lie in a square. All other rows get the code for "no part".
+        rows: [n] rows whose patches lie in a square. All other rows get the code 255, "no part".
         blocks: [n] number of the square of each of these rows.
-        shares: Share of these rows for a part, by code of the part.
+        shares: Share of these rows for a part, by code of the part: 1 for validation, 2 for test.
         seed: Seed of the shuffle.
     """
     counts = np.bincount(blocks)
@@ -269,7 +289,8 @@ def _deal(size: int, rows: Ints, blocks: Ints, shares: dict[int, float], seed: i
 def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
     """Assign N patches to training, validation or test by the values in a column, such as countries.
 
-    Return [N] codes of these parts.
+    Patches with one of the given values are for test. Of the others, whole squares of the map are for validation.
+    Return [N] codes: 0 training, 1 validation, 2 test, 255 for patches without a place that are not for test.
     """
     values = as_text(store.column(config.column))
     if values.ndim > 1:
@@ -294,7 +315,10 @@ def _leave_out(store: Columns, config: LeaveOutSplit) -> Ints:
 def _lists(store: Columns, config: ListSplit) -> Ints:
     """Assign N patches to training, validation or test by the patch names in three files.
 
-    Return [N] codes of these parts. Patches that no file names get the code for "no part".
+    Return [N] codes: 0 training, 1 validation, 2 test, 255 for patches that no file names.
+
+    Raises:
+        DataError: Two files name the same patch, or a file cannot be used.
     """
     names = as_text(store.column("patch_id"))
     codes = np.full(store.size, 255, np.int64)

@@ -51,11 +51,13 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
     """Choose operations and magnitudes for n images from random numbers. An image may get an operation again.
 
-    Return for each round, by name of the operation, the row numbers of its images and their amounts.
-
     Args:
         numbers: [n, 2 * operations] uniform numbers in [0, 1).
         size: Side of the images in pixels.
+
+    Returns:
+        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
+        their amounts.
     """
     # Use float64: in float32, the largest number below 1, times the number of operations, could be rounded up to an
     # operation that does not exist.
@@ -67,12 +69,14 @@ def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
 def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
     """Turn the magnitudes of the chosen operations into amounts, and group n images by operation in each round.
 
-    Return what `group_rounds` returns: row numbers of the images and their amounts.
-
     Args:
-        choices: [n, operations] positions in `FIXMATCH_NAMES`.
-        magnitudes: [n, operations] magnitudes, with the meaning that they have in Pillow's functions.
+        choices: [n, rounds] positions in `FIXMATCH_NAMES`.
+        magnitudes: [n, rounds] magnitudes, with the meaning that they have in Pillow's functions.
         size: Side of the images in pixels.
+
+    Returns:
+        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
+        their amounts.
     """
     amounts = np.zeros((*choices.shape, 6))
     amounts[..., 0] = magnitudes
@@ -89,7 +93,7 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
     source row in the same way.
 
     Args:
-        choices: [k] positions in `FIXMATCH_NAMES`, of geometric operations.
+        choices: [k] positions in `FIXMATCH_NAMES`, of geometric operations (rotate, shear, translate).
         magnitudes: [k] magnitudes of these operations.
         size: Side of the images in pixels.
     """
@@ -111,7 +115,7 @@ def _source_steps(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> 
 
 
 def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert numbers to whole 65,536ths, rounded as Pillow does."""
+    """Return numbers of pixels in whole 65,536ths of a pixel, rounded as Pillow does."""
     return np.floor(values * _ONE + 0.5)
 
 
@@ -119,11 +123,11 @@ def _fixed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _move(image: Tensor, amounts: Tensor) -> Tensor:
-    """Rotate, shear or translate images: replace each pixel by its nearest source pixel, or by zero outside the image.
+    """Return images rotated, sheared or translated. A pixel gets its nearest source pixel, or zero outside the image.
 
     Args:
         image: [k, bands, height, width] bytes.
-        amounts: [k, 6] numbers from `_source_steps`.
+        amounts: [k, 6] numbers that say where a pixel comes from, as `_source_steps` returns them.
     """
     height, width = image.shape[2:]
     steps = amounts.int()[:, :, None, None]
@@ -138,7 +142,7 @@ def _move(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _gray(image: Tensor) -> Tensor:
-    """Return the gray value of each pixel, [k, 1, height, width] int32.
+    """Return the gray value of each pixel, [k, 1, height, width] int32, of images [k, bands, height, width] of bytes.
 
     It is Pillow's luma for three bands, and the rounded mean of the bands for other numbers of bands.
     """
@@ -151,18 +155,27 @@ def _gray(image: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor, image: Tensor, amounts: Tensor) -> Tensor:
-    """Return base + factor * (image - base) as bytes: in float32, with decimals cut off, as Pillow's `Image.blend`."""
+    """Return base + factor * (image - base) as bytes: in float32, with decimals cut off, as Pillow's `Image.blend`.
+
+    Args:
+        base: [k, 1, height, width] gray images or [k, 1, 1, 1] mean values.
+        image: [k, bands, height, width] bytes.
+        amounts: [k, c]; column 0 has the factors.
+    """
     base = base.float()
     return _bytes(image.float().sub_(base).mul_(factor(amounts).float()).add_(base))
 
 
 def _bytes(values: Tensor) -> Tensor:
-    """Convert floats to bytes, and cut off the decimals. The detour over int32 is three times as fast on a CPU."""
+    """Return floats as bytes, with the decimals cut off. The detour over int32 is three times as fast on a CPU."""
     return values.int().byte()
 
 
 def _look_up(image: Tensor, table: Tensor) -> Tensor:
-    """Replace the value (0..255) of each pixel by the new value that the table [k, bands, 256] has for it."""
+    """Return a copy of images [k, bands, height, width], with each value 0..255 replaced by its new value.
+
+    `table` [k, bands, 256] has the new value of each value.
+    """
     return table.byte().gather(2, image.flatten(2).long()).view_as(image)
 
 
@@ -194,7 +207,10 @@ def _contrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Sharpen or blur images: mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
+    """Return images sharpened or blurred: inner pixels are mixed with their smoothed neighborhood, in place.
+
+    Border pixels keep their values.
+    """
     values = image.float()
     inner = values[..., 1:-1, 1:-1]
     # A sum divided by 13 is at least 1/26 away from every half. So float32 rounds it to the right whole number.

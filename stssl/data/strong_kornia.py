@@ -69,13 +69,15 @@ def amount_of(name: str, m: float, size: int, version: KorniaVersion) -> float:
 def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) -> Rounds:
     """Choose operations for n images from random numbers. No image gets an operation twice.
 
-    Return for each round, by name of the operation, the row numbers of its images and their amounts.
-
     Args:
         numbers: [n, 3 * operations] uniform numbers in [0, 1).
         m: Magnitude, 0 to 30.
         size: Side of the images in pixels.
         version: Version of kornia.
+
+    Returns:
+        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
+        their amounts.
     """
     kinds, signs, thresholds = (numbers[:, i::KORNIA_NUMBERS] for i in range(KORNIA_NUMBERS))
     choices = _different(kinds)
@@ -111,13 +113,15 @@ def _different(numbers: Floats) -> Ints:
 def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Floats, size: int) -> Rounds:
     """Turn geometric amounts into affine maps, and group n images by operation in each round.
 
-    Return what `group_rounds` returns: row numbers of the images and their amounts.
-
     Args:
-        choices: [n, operations] positions in `KORNIA_NAMES`.
-        amounts: [n, operations] kornia's amounts: degrees, bits, pixels or a factor, with a sign.
-        thresholds: [n, operations] threshold of solarize_add.
+        choices: [n, rounds] positions in `KORNIA_NAMES`.
+        amounts: [n, rounds] kornia's amounts: degrees, bits, pixels or a factor, with a sign.
+        thresholds: [n, rounds] threshold of solarize_add.
         size: Side of the images in pixels.
+
+    Returns:
+        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
+        their amounts.
     """
     plain = np.zeros((*choices.shape, 6), np.float32)
     plain[..., 0], plain[..., 1] = amounts, thresholds
@@ -138,7 +142,7 @@ def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDA
     The six numbers are the 2 x 3 matrix of the map, row by row, for coordinates from -1 to 1.
 
     Args:
-        choices: [k] positions in `KORNIA_NAMES`.
+        choices: [k] positions in `KORNIA_NAMES`, of geometric operations (rotate, shear, translate).
         amounts: [k] degrees or pixels, with a sign.
         size: Side of the images in pixels.
     """
@@ -157,9 +161,11 @@ def _inverse_maps(choices: Ints, amounts: NDArray[np.float64], size: int) -> NDA
 
 
 def _warp(image: Tensor, amounts: Tensor) -> Tensor:
-    """Rotate, shear or translate k images by bilinear resampling, with zeros outside of the images.
+    """Return k images rotated, sheared or translated by bilinear resampling, with zeros outside of the images.
 
-    `amounts` [k, 6] has the affine maps from `_inverse_maps`.
+    Args:
+        image: [k, bands, height, width].
+        amounts: [k, 6] affine maps from a result pixel to its source, as `_inverse_maps` returns them.
     """
     grid = sampling_grid(amounts.view(-1, 2, 3), *image.shape[2:])
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
@@ -171,12 +177,15 @@ def _auto_contrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _levels(image: Tensor) -> Tensor:
-    """Turn values in [0, 1] of images [k, bands, height, width] into whole numbers 0..255, [k, bands, pixels]."""
+    """Return values in [0, 1] of images [k, bands, height, width] as whole numbers 0..255, [k, bands, pixels].
+
+    Decimals are cut off.
+    """
     return (image * (LEVELS - 1)).long().clamp_(0, LEVELS - 1).flatten(2)
 
 
 def _white(image: Tensor) -> Tensor:
-    """Return 255 as a tensor of the type of `image`, to divide by it.
+    """Return 255 as a tensor [1] with type and device of `image`, to divide by it.
 
     On a GPU, torch divides exactly by a tensor. In place of a division by a number, it multiplies by the inverse.
     """
@@ -189,9 +198,10 @@ def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _equalize_old(image: Tensor, amounts: Tensor) -> Tensor:
-    """Equalize histograms as kornia 0.7 does.
+    """Return images [k, bands, height, width] with equalized histograms, as kornia 0.7 computes them.
 
-    It counts pixels in 256 bins of equal width over 0..255, but looks up a pixel's new value by its whole number.
+    It counts pixels in 256 bins of equal width over 0..255, but looks up a pixel's new value by its whole number. The
+    operation needs no `amounts`.
     """
     bins = (image * (LEVELS - 1) * LEVELS / _white(image)).long().clamp_(0, LEVELS - 1).flatten(2)
     return _equalized(image, _levels(image), equalizing_table(count_levels(bins)))
@@ -224,7 +234,12 @@ def _solarize_add(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _color(image: Tensor, amounts: Tensor) -> Tensor:
-    """Change the saturation of the HSV model: for each pixel, scale the distances of all bands from the largest one."""
+    """Return images with another saturation (HSV model): the distances of all bands from the largest one are scaled.
+
+    Args:
+        image: [k, bands, height, width] with values in [0, 1].
+        amounts: [k, c]; column 0 has the factors of the saturation.
+    """
     low, high = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
     spread = high - low
     saturation = (factor(amounts) * (spread / (high + 1e-8))).clamp_(0, 1)
@@ -242,7 +257,10 @@ def _brightness(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, amounts: Tensor) -> Tensor:
-    """Sharpen or blur images: mix inner pixels with their smoothed neighborhood. Border pixels keep their values."""
+    """Return images sharpened or blurred: inner pixels are mixed with their smoothed neighborhood, in place.
+
+    Border pixels keep their values.
+    """
     inner = image[..., 1:-1, 1:-1]
     smooth = box_sums(image).add_(inner, alpha=4).div_(13)
     inner.copy_((inner - smooth).mul_(factor(amounts)).add_(smooth))

@@ -28,8 +28,9 @@ def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:
         m: Magnitude, 0 to 10.
 
     Returns:
-        Inverse linear map [n, 2, 2] and translation [n, 2] of all geometric operations together, and for each round the
-        row numbers of the images and their amounts by photometric operation.
+        Inverse linear map [n, 2, 2] and translation [n, 2] of all geometric operations together, and for each round (an
+        image gets one operation in each), by name of the photometric operation, row numbers of the images and their
+        amounts.
     """
     choices = (numbers[:, ::STSSL_NUMBERS] * len(_NAMES)).astype(np.int64)
     signs = np.where(numbers[:, 1::STSSL_NUMBERS] < 0.5, -1.0, 1.0).astype(np.float64)
@@ -72,9 +73,14 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
 
 
 def _blend(image: Tensor, base: Tensor, amounts: Tensor) -> Tensor:
-    """Change contrast, color or sharpness: mix an image with `base`, its mean, its gray version or a blurred copy.
+    """Return images with changed contrast, color or sharpness: mixed with their means, gray versions or blurred copies.
 
     A positive amount moves the pixels away from `base`, a negative one toward it, as Pillow's `ImageEnhance` does.
+
+    Args:
+        image: [k, bands, height, width].
+        base: What the images are mixed with.
+        amounts: [k, c]; column 0 has the amounts from -1 to 1.
     """
     return base + (1 + 0.9 * factor(amounts)) * (image - base)
 
@@ -111,9 +117,10 @@ def _autocontrast(image: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
-    """Equalize the histogram of each band in 256 bins. Bands with a single value stay unchanged.
+    """Return images with equalized histograms of each band, in 256 bins. Bands with a single value stay unchanged.
 
     The new value of a pixel is the number of darker pixels, divided by the number of pixels below the highest level.
+    The operation needs no `amounts`.
     """
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
     # Use 256 bins as Pillow does, although values are floats: the tests compare the results with Pillow's.

@@ -104,17 +104,17 @@ class PixelScaler(nn.Module):
         return ((image - self.low) / self.width).clamp_(0, 1)
 
     def _scaled(self, pixels: Tensor, group: str) -> Tensor:
-        """Scale the stored pixels of one band group to [0, 1], at their own resolution."""
+        """Return the stored pixels of the band group `group`, scaled to [0, 1] and clipped, at their own resolution."""
         own = self.groups[group]
         return ((pixels.float() - self.low[:, own]) / self.width[:, own]).clamp_(0, 1)
 
     def _ordered(self, parts: list[Tensor]) -> Tensor:
-        """Join band groups of equal size to images with all bands, in the sequence that the networks expect."""
+        """Return images with all bands, joined from band groups of equal size and sorted as the networks expect."""
         image = torch.cat(parts, 1)
         return image if self.in_order else image[:, self.order]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Center values x in [0, 1] for the networks: (x - 0.5) / 0.25 for `sigmas`, and (x - 0.5) / 0.5 for `bytes`.
+        """Return values x in [0, 1] centered for networks: (x - 0.5) / 0.25 for `sigmas`, (x - 0.5) / 0.5 for `bytes`.
 
         For `sigmas`, 0.25 is one standard deviation, so both scales give values of about unit size. If a `scaling` was
         given, the result is (stored value - mean) / std with its numbers.
@@ -132,7 +132,7 @@ class PixelScaler(nn.Module):
         return [(float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in rows]
 
     def forward(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Turn stored pixels into the images that the networks expect, without augmentation.
+        """Return the images [n, bands, size, size] that the networks expect, without augmentation.
 
         Args:
             arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.
@@ -223,7 +223,13 @@ class ViewMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: RawBatch) -> Batch:
-        """Copy loaded patches to the device, scale them, and augment them as their random choices say."""
+        """Copy loaded patches to the device, scale them, and augment them as their random choices say.
+
+        Return them as a `Batch`.
+
+        Args:
+            raw: Loaded patches by stream; the labeled stream must be there.
+        """
         # Read the device from a buffer of the scaler: if the module is moved to another device, its buffers move with
         # it, and so do the batches.
         device = self.pixels.low.device
