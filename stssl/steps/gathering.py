@@ -20,7 +20,13 @@ class Gathering:
         self._counts: dict[tuple[Stream, int], list[int]] = {}
 
     def __call__(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the logits of labeler and student for the patches of all ranks, rank 0 first. NaN becomes 0."""
+        """Return the logits of labeler and student for the patches of all ranks, rank 0 first.
+
+        NaN becomes 0, and infinite logits become finite.
+
+        Args:
+            outputs: Logits of labeler and student for the patches of this rank.
+        """
         # Replace NaN and infinities: if one entered a running average of an algorithm, it would stay there forever.
         labeler = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.labeler.items()}
         student = {view: self._rows(rows.nan_to_num(), view.stream) for view, rows in outputs.student.items()}

@@ -77,7 +77,10 @@ class MatchPlan:
     parts: int = 1
 
     def split(self, parts: int) -> "list[MatchPlan]":
-        """Return a plan for each of `parts` micro-batches: its rows of each loss term, and the same denominators."""
+        """Return a plan for each of `parts` micro-batches: its rows of each loss term, and the same denominators.
+
+        The plans have the sequence of the micro-batches of `Batch.split`.
+        """
         return [
             replace(self, terms=[_term_rows(term, part, parts) for term in self.terms], parts=parts)
             for part in range(parts)
@@ -89,18 +92,19 @@ def _term_rows(term: LossTerm, part: int, parts: int) -> LossTerm:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide a sum of losses by their number or total weight; return 0 if both are 0."""
+    """Return a sum of losses divided by their number or total weight; 0 if both are 0."""
     return numerator / denominator.clamp_min(1e-8)
 
 
 def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tensor) -> Tensor:
-    """Compute the distillation loss: the student's distance from the teacher on all views, as a scalar.
+    """Return the distillation loss: the student's distance from the teacher on all views, as a scalar.
 
     Args:
         config: Loss weights and the kind of distance.
         student: The student's outputs.
         teacher: The teacher's outputs.
-        rows: Denominator of the loss: `MatchPlan.rows`.
+        rows: Denominator of the loss: the number of rows of the global batch, summed over views, divided by the number
+            of ranks.
     """
     if config.distance == "logits":
         own, other = (concatenate_views(outputs.logits) for outputs in (student, teacher))
@@ -112,13 +116,13 @@ def distilled(config: LossConfig, student: Outputs, teacher: Outputs, rows: Tens
 
 
 def concatenate_views(views: Logits) -> Tensor:
-    """Concatenate the tensors of all views along their rows, in the order of `views`."""
+    """Return the tensors of all views as one tensor, joined along their rows, in the order of `views`."""
     return torch.cat(list(views.values()))
 
 
 @torch.no_grad()
 def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tensor]:
-    """Measure the share of pseudo-labels that the loss uses and, if true labels are known, how often they are right.
+    """Return values to log: how many pseudo-labels the loss uses and, if true labels are known, how many are right.
 
     Args:
         batch: Rows, with their true labels if the store knows them.
@@ -149,12 +153,16 @@ def quality(batch: Batch, plan: MatchPlan, space: LabelSpace) -> dict[str, Tenso
 
 
 def join_logits(micro_batches: list[Logits]) -> Logits:
-    """Concatenate the logits of several micro-batches for each view, and return them by view."""
+    """Return the logits of several micro-batches by view, joined along their rows. All must have the same views."""
     return {view: torch.cat([rows[view] for rows in micro_batches]) for view in micro_batches[0]}
 
 
 def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerOutputs | None:
-    """Concatenate the outputs for pseudo-labels of several micro-batches. Return None if all of them are None."""
+    """Return the outputs from which pseudo-labels are made, of several micro-batches, joined along their rows.
+
+    The logits of the blank image are those of the first micro-batch. Outputs that are None are left out. Return None if
+    all of them are None.
+    """
     outputs = [one for one in micro_batches if one is not None]
     if not outputs:
         return None
@@ -167,5 +175,8 @@ def join_labeler_outputs(micro_batches: list[LabelerOutputs | None]) -> LabelerO
 
 
 def ordered(views: Collection[View]) -> list[View]:
-    """Sort augmented views by name, so all ranks (training processes) put them into a batch in the same order."""
+    """Return augmented views sorted by name.
+
+    So all ranks (training processes) put them into a batch in the same order.
+    """
     return sorted(views, key=lambda view: view.value)

@@ -106,12 +106,15 @@ class TeacherStudentStep(TrainingStep):
         return frozenset(self._gradient_views(True)) | self.algorithm.views
 
     def views_at(self, progress: Progress) -> frozenset[View]:
-        """Return the augmented views that the step at `progress` uses; fewer if it uses no unlabeled patches."""
+        """Return the augmented views that the step at `progress` uses.
+
+        They are fewer than those of the whole run if this step does not use unlabeled patches.
+        """
         labeled = self.algorithm.views if self._needs_labeler(progress) else frozenset[View]()
         return frozenset(self._gradient_views(self._matching(progress))) | labeled
 
     def forward(self, batch: Batch, progress: Progress, plan: MatchPlan | None = None) -> StepOutput:
-        """Compute the loss, and values to log, of this rank's rows. Its mean over ranks is the global batch's loss.
+        """Return the loss of this rank's rows, and values to log. The mean over ranks is the loss of the global batch.
 
         Args:
             batch: This rank's rows, or a micro-batch of them.
@@ -160,7 +163,10 @@ class TeacherStudentStep(TrainingStep):
         return self._plan(batch, progress, join_labeler_outputs(outputs), logits).split(parts)
 
     def after_optimizer(self, bad: Tensor | None = None) -> None:
-        """Move the averaged weights of student and teacher toward their current weights."""
+        """Move the averaged weights of student and teacher toward their current weights, in place.
+
+        `bad` has no effect.
+        """
         # Ignore `bad`: a skipped step leaves the networks as they were, so to move the averages once more toward them
         # does no harm.
         for name, network in self._live():
@@ -183,13 +189,13 @@ class TeacherStudentStep(TrainingStep):
         return predict
 
     def reestimate_batchnorm(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Compute the BatchNorm statistics of the networks with averaged weights anew.
+        """Compute the BatchNorm statistics of the networks with averaged weights anew, in place.
 
         All networks get the same batches, and each batch is made only once: for small networks, to make a batch takes
         most of the time.
 
         Args:
-            batches: Function that returns batches of images and metadata.
+            batches: Function that returns batches: pairs of images [n, bands, height, width] and metadata [n, 4].
         """
         averaged = [network for network in map(self.averaged_network, self.averages) if batchnorms(network)]
 
@@ -232,7 +238,15 @@ class TeacherStudentStep(TrainingStep):
         return "labeler" if name == self.labeler else "student"
 
     def _forward_views(self, network: nn.Module, batch: Batch, views: list[View]) -> Outputs:
-        """Compute a network's outputs for several views, as one batch, so that BatchNorm normalizes them together."""
+        """Return a network's logits and context vectors for several views.
+
+        All views go through the network as one batch, so that BatchNorm normalizes them together.
+
+        Args:
+            network: The network.
+            batch: Images and metadata of the views.
+            views: Wanted views.
+        """
         images = torch.cat([batch.images[view] for view in views])
         metadata = torch.cat([batch.metadata[view.stream] for view in views])
         prediction: Prediction = network(images, metadata)
@@ -244,7 +258,17 @@ class TeacherStudentStep(TrainingStep):
     def _losses(
         self, name: str, output: Outputs, batch: Batch, progress: Progress, plan: MatchPlan
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the pair (name, value times its weight) for each loss of the network `name`, such as `student`."""
+        """Yield the pair (name, value times its weight) for each loss of the network `name`, such as `student`.
+
+        The names are `supervised`, `unlabeled` and `regularizer`. The last two come only if the plan asks for them.
+
+        Args:
+            name: Name of the network.
+            output: Its outputs for all views.
+            batch: Rows with labels.
+            progress: Current step.
+            plan: Loss terms and denominators for these rows.
+        """
         algorithm, role = self.algorithm, self._role(name)
         logits = {view: algorithm.adjust(value, role, view, progress) for view, value in output.logits.items()}
         known_labels = [algorithm.supervised_loss(logits[view], batch.labels).sum() for view in self.supervised_views]
@@ -263,16 +287,25 @@ class TeacherStudentStep(TrainingStep):
             yield "regularizer", value - value.detach() * (1 - 1 / plan.parts)
 
     def _unweighted(self, name: str, loss: Tensor) -> Tensor:
-        """Divide a weighted loss by its weight, because logs show losses without their weights. Return the quotient."""
+        """Return a loss divided by its weight in the recipe, because logs show losses without their weights.
+
+        Args:
+            name: Name of the loss, such as `student_unlabeled`.
+            loss: Its value times its weight.
+        """
         if name == "distillation":
             return loss / self.loss.distillation
         return loss / self.loss.unlabeled if name.endswith("_unlabeled") and self.loss.unlabeled else loss
 
     @torch.no_grad()
     def _logits_for_plan(self, batch: Batch, progress: Progress) -> dict[str, Logits]:
-        """Compute the logits of strong views that the algorithm needs for its plan, by network and view.
+        """Return the logits of strong views that the algorithm needs for its plan, by network and view.
 
         The dict of a network is empty if the algorithm does not need its logits.
+
+        Args:
+            batch: Rows of this rank.
+            progress: Current step.
         """
         algorithm, found = self.algorithm, dict[str, Logits]()
         for name, network in self._live():
@@ -283,7 +316,15 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _training_logits(self, network: Network, batch: Batch, views: set[View]) -> dict[View, Tensor]:
-        """Compute a network's logits for some views in training mode, without a change of its BatchNorm statistics."""
+        """Return a network's logits by view, computed in training mode.
+
+        The network's BatchNorm statistics do not change.
+
+        Args:
+            network: The network.
+            batch: Images and metadata of the views.
+            views: Wanted views; may be empty.
+        """
         if not views:
             return {}
         with frozen_statistics(network):
@@ -291,14 +332,20 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _labeler_logits(self, network: Network, batch: Batch, views: frozenset[View]) -> dict[View, Tensor]:
-        """Compute logits of some views by the network that makes the pseudo-labels, in the mode for it; by view."""
+        """Return the logits from which pseudo-labels are made, by view.
+
+        Args:
+            network: Network that makes the pseudo-labels. It predicts in the mode that the recipe sets for it.
+            batch: Images and metadata of the views.
+            views: Wanted views; may be empty.
+        """
         if not views:
             return {}
         with self._labeling(network):
             return self._forward_views(network, batch, ordered(views)).logits
 
     def _labeler_outputs(self, batch: Batch, progress: Progress, logits: Mapping[str, Logits]) -> LabelerOutputs | None:
-        """Collect the predictions from which the algorithm makes pseudo-labels, for this rank's rows.
+        """Return the predictions from which the algorithm makes pseudo-labels, for this rank's rows.
 
         Args:
             batch: This rank's rows.
@@ -325,7 +372,13 @@ class TeacherStudentStep(TrainingStep):
 
     @torch.no_grad()
     def _blank(self, network: Network, like: Tensor, mode: ModeSetter = evaluating) -> Tensor:
-        """Compute a network's logits [1, classes] for a blank image (all values 1) of the size of images `like`."""
+        """Return a network's logits [1, classes] for a blank image (all values 1).
+
+        Args:
+            network: The network. It gets no metadata.
+            like: Images of the size and bands that the blank image gets.
+            mode: Puts the network into evaluation or training mode meanwhile.
+        """
         with mode(network):
             # Pass the blank image twice: in training mode, BatchNorm needs more than one value.
             prediction: Prediction = network(torch.ones_like(like[:1]).repeat(2, 1, 1, 1), None, inject=False)

@@ -101,7 +101,13 @@ class Votes(nn.Module):
         self.register_buffer("total", self.last_probabilities.double().sum(0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
-        """Load the state of a checkpoint. If an older release wrote it, compute the sum over patches that it lacks."""
+        """Load the state of a checkpoint. If an older release wrote it, compute the sum over patches that it lacks.
+
+        Args:
+            state_dict: State of all modules by name. The missing sum is added to it.
+            prefix: Start of the names of this module's state.
+            options: Further arguments of the same method of `nn.Module`.
+        """
         stored = state_dict.get(f"{prefix}last_probabilities")
         if isinstance(stored, Tensor):
             state_dict.setdefault(f"{prefix}total", stored.half().double().sum(0))
@@ -127,7 +133,11 @@ class Votes(nn.Module):
         self.last_probabilities[index] = new
 
     def with_votes(self, outputs: LabelerOutputs) -> LabelerOutputs:
-        """Return the outputs with the votes of nearby patches added to the logits of unlabeled weak views."""
+        """Return a copy of `outputs` with the votes of nearby patches added to the logits of unlabeled weak views.
+
+        Args:
+            outputs: Logits from which pseudo-labels are made.
+        """
         prior = self.total.float().clamp_min(LEAST)
         prior = prior / prior.sum(-1, keepdim=True)
         share = self.share[outputs.index][..., None, None]
@@ -142,7 +152,7 @@ def nearest_places(metadata: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find for each patch the other patches nearest to it on the Earth. All ranks call this together.
 
     Args:
-        metadata: [patches, 4] places and dates of the patches.
+        metadata: [patches, 4] places and dates of the patches; NaN if missing.
         count: Number of neighbors to find.
 
     Returns:
