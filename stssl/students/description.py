@@ -200,7 +200,7 @@ class ModelDescription(Described):
 
 
 def parse_description(text: str, path: Path) -> ModelDescription:
-    """Parse and check the description of a network, which is a JSON text in the header of its weights file.
+    """Check the description of a network, a JSON text in the header of its weights file, and return it as an object.
 
     Args:
         text: JSON text.

@@ -33,11 +33,12 @@ class FeatureModel(ImageModel):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Compute the features [n, width] of n images.
+        """Return the features [n, width] of n images.
 
         Args:
             images: [n, bands, H, W] stored values, without any scaling.
-            metadata: [n, 4] places and dates; only models with `needs_metadata` take them.
+            metadata: [n, 4] latitude and longitude in degrees, day of the year and UTC hour; NaN for missing values.
+                Only models with `needs_metadata` take it.
 
         Raises:
             ConfigError: The model needs metadata and got none, or takes none and got some.
@@ -52,7 +53,9 @@ class FeatureModel(ImageModel):
 
 
 def read_features(place: str | Path) -> FeatureModel:
-    """Load the backbone of a student or of a pretrained encoder, in evaluation mode and on the CPU.
+    """Load the backbone of a student or of a pretrained encoder as a model that returns features of images.
+
+    The model is in evaluation mode and on the CPU.
 
     Args:
         place: File of a student or encoder, a run's folder, or its folder of checkpoints.
@@ -71,12 +74,12 @@ def read_features(place: str | Path) -> FeatureModel:
 
 
 def _encoder(path: Path, description: ModelDescription, weights: dict[str, Tensor]) -> tuple[Backbone, int]:
-    """Build the backbone of a pretrained encoder, and load its weights. Return it with its number of features.
+    """Build the backbone of a pretrained encoder, and load its weights. Return it and its number of features.
 
     Args:
         path: Path of the weights file, for messages.
         description: Description of the encoder.
-        weights: Tensors by name.
+        weights: Tensors of the file by name.
 
     Raises:
         ConfigError: The weights do not fit the description.

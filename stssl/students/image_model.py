@@ -56,14 +56,14 @@ class ImageModel(nn.Module):
         return self.description.network.role == "direct"
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Return images for the network: resize stored values [n, bands, H, W] to its image size, and scale them."""
+        """Return the images that the network takes, given stored values [n, bands, H, W]: resized and scaled."""
         image = self.description.image
         values = self.rescaled(images.to(self.mean.dtype)) if image.resize == "corners" else images
         values = resize_images(values, image.pixels, image.resize)
         return values if image.resize == "corners" else self.rescaled(values)
 
     def rescaled(self, values: Tensor) -> Tensor:
-        """Clip the stored values of images [n, bands, H, W], and return (value - mean) / std of each band."""
+        """Return (value - mean) / std of each band for stored values [n, bands, H, W], clipped to the band's limits."""
         if self.clipped:
             values = torch.minimum(torch.maximum(values, self.low), self.high)
         return (values - self.mean) / self.std
@@ -74,6 +74,10 @@ class ImageModel(nn.Module):
 
     def check(self, images: Tensor, metadata: Tensor | None) -> None:
         """Raise an error if images or metadata have a wrong shape or type, or if metadata is missing or not needed.
+
+        Args:
+            images: Images that should be [n, bands, H, W].
+            metadata: Metadata that should be [n, 4] if the model needs it, else None.
 
         Raises:
             ConfigError: The model needs metadata and got none, or takes none and got some.
@@ -129,7 +133,10 @@ class ImageModel(nn.Module):
             )
 
     def check_values(self, images: Tensor) -> None:
-        """Raise a `DataError` for values that are not finite, are out of range, or were already scaled to 0..1."""
+        """Raise a `DataError` if images [n, bands, H, W] cannot hold stored values.
+
+        Their values may be not finite, outside of what a stored value can be, or scaled to 0..1 already.
+        """
         if not len(images):
             return
         values = images if images.dtype in FLOATS else images.to(torch.int64)

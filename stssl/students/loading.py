@@ -52,13 +52,13 @@ def weights_file(place: str | Path) -> Path:
 
 
 def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
-    """Return the hash of each model's weights file: BLAKE2b, 16 bytes in hexadecimal, by a name of the model.
+    """Return the hash of each model's weights file, by a name of the model: BLAKE2b, 16 bytes in hexadecimal.
 
     The name consists of the model's number, the name of its run's folder, and the file name. So it is the same on other
     machines.
 
     Args:
-        places: Files, runs' folders, or folders of checkpoints.
+        places: For each model, its weights file, run's folder, or folder of checkpoints.
 
     Raises:
         ConfigError: There is no such file.
@@ -74,10 +74,13 @@ def weights_hashes(places: Sequence[str | Path]) -> dict[str, str]:
 
 
 def different_models(places: Sequence[str | Path]) -> dict[str, str]:
-    """Check that all models of an ensemble differ, and return the hashes of their files as `weights_hashes` does.
+    """Check that all models of an ensemble differ, and return the hashes of their weights files.
 
     Args:
-        places: Files, runs' folders, or folders of checkpoints.
+        places: For each model, its weights file, run's folder, or folder of checkpoints.
+
+    Returns:
+        Hash of each file (BLAKE2b, 16 bytes in hexadecimal) by number, folder and file name of the model.
 
     Raises:
         ConfigError: There is no such file, or two models have the same weights.
@@ -102,7 +105,7 @@ class DescribedFile(NamedTuple):
 
 
 def read_described(place: str | Path) -> DescribedFile:
-    """Read a weights file and its description.
+    """Read a weights file, and return its path, the description of its network, and its tensors by name.
 
     Args:
         place: The file itself, a run's folder, or its folder of checkpoints.
@@ -146,7 +149,7 @@ def _undescribed(path: Path, ours: bool) -> str:
 
 
 def read_student(place: str | Path) -> Student:
-    """Load a student, in evaluation mode and on the CPU.
+    """Load and return a student, in evaluation mode and on the CPU.
 
     Args:
         place: File of a student, a run's folder, or its folder of checkpoints.
@@ -164,12 +167,12 @@ def read_student(place: str | Path) -> Student:
 
 
 def network_of(path: Path, description: ModelDescription, weights: dict[str, Tensor]) -> Network:
-    """Build the network of a student as its description says, and load its weights.
+    """Build the network of a student as its description says, load its weights, and return it.
 
     Args:
         path: Path of the file, for messages.
         description: Description of a student.
-        weights: Tensors by name.
+        weights: Tensors of the file by name.
 
     Raises:
         ConfigError: The weights do not fit the description.

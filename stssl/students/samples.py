@@ -41,7 +41,7 @@ class Samples:
 
 
 def write_samples(path: Path, samples: Samples) -> None:
-    """Write patches and places as an `.npz` file.
+    """Write the patches and places in `samples` into the `.npz` file `path`.
 
     Raises:
         RunError: The file cannot be written.
@@ -52,7 +52,7 @@ def write_samples(path: Path, samples: Samples) -> None:
 
 
 def read_samples(path: Path) -> Samples:
-    """Read patches and places that `write_samples` wrote.
+    """Read the `.npz` file `path` that `write_samples` wrote, and return its patches and places.
 
     Raises:
         RunError: The file is missing or damaged.

@@ -42,7 +42,7 @@ class Student(ImageModel):
         self.register_buffer("bias", self._blank_logits(), persistent=False)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Compute logits [n, C] of n images.
+        """Return logits [n, C] of n images.
 
         Args:
             images: [n, bands, H, W] stored values, without any scaling. The caller resamples bands of lower resolution
@@ -59,18 +59,19 @@ class Student(ImageModel):
         return self.corrected(prediction.logits)
 
     def corrected(self, logits: Tensor) -> Tensor:
-        """Return logits [n, C] minus those of a blank image, if the student was trained with CDMAD; else unchanged."""
+        """Return logits [n, C] minus those of a blank image if the student was trained with CDMAD; else unchanged."""
         return logits - self.bias if self.description.cdmad else logits
 
     def probabilities(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Compute the probability of each class, [n, C].
+        """Return the probability of each class, [n, C], for n images.
 
         If a patch has exactly one class, the probabilities of a row sum to 1. If it may have several, each class has a
         probability of its own.
 
         Args:
-            images: [n, bands, H, W] stored values; see `forward`.
-            metadata: [n, 4] places and dates; see `forward`.
+            images: [n, bands, H, W] stored values, without any scaling.
+            metadata: [n, 4] latitude and longitude in degrees, day of the year and UTC hour; NaN for missing values.
+                Only students with `needs_metadata` take it.
         """
         return self._space.probabilities(self(images, metadata))
 
@@ -87,7 +88,8 @@ class Student(ImageModel):
 
         Args:
             array: [n, bands, H, W] stored values, such as `store.read(rows, student.bands)`.
-            metadata: [n, 4] places and dates; see `forward`.
+            metadata: [n, 4] latitude and longitude in degrees, day of the year and UTC hour; NaN for missing values.
+                Only students with `needs_metadata` take it.
             batch: Number of patches in a batch.
             resize: True to accept images of another height or width than the patches of the training. The student
                 resizes them.
@@ -113,7 +115,7 @@ class Student(ImageModel):
 
     @torch.no_grad()
     def _blank_logits(self) -> Tensor:
-        """Compute the logits [1, C] that CDMAD subtracts: those of an image of ones; zeros without CDMAD."""
+        """Return the logits [1, C] that CDMAD subtracts: those of an image of ones. Return zeros without CDMAD."""
         if not self.description.cdmad:
             return torch.zeros(1, len(self.classes))
         size = self.description.image.pixels
