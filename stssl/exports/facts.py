@@ -45,6 +45,9 @@ def read_scores(run: Path) -> dict[str, NetworkScores]:
 
     Leave out a part on which the student was not evaluated.
 
+    Args:
+        run: Folder of the run.
+
     Raises:
         RunError: A file of scores is damaged.
     """
@@ -59,16 +62,16 @@ def read_scores(run: Path) -> dict[str, NetworkScores]:
 
 
 def model_name(name: str) -> str:
-    """Turn a run's name into a name that STAC allows for models.
+    """Return a run's name changed into a name that STAC allows for models.
 
-    It begins with a letter, and otherwise has only letters, digits, dots, dashes and underscores.
+    It begins with a letter, and has only letters, digits, dots, dashes and underscores.
     """
     plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-_.")
     return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", plain) else f"model-{plain or 'student'}"
 
 
 def config_of(facts: Exported) -> JsonObject:
-    """Return the contents of `config.json`: all facts that a program needs to use the model file."""
+    """Return the contents of the file `config.json` as a dict: all facts that a program needs to use the model file."""
     told = facts.description
     inputs: list[JsonObject] = [
         {
@@ -99,9 +102,9 @@ def config_of(facts: Exported) -> JsonObject:
 
 
 def read_config(path: Path) -> JsonObject | None:
-    """Return the contents of the `config.json` of an earlier export.
+    """Return the contents of the `config.json` of an earlier export, as a dict.
 
-    Return None if the file cannot be read or was not written by an export.
+    Return None if the file `path` cannot be read or was not written by an export.
     """
     try:
         tree = json.loads(path.read_text())
@@ -115,7 +118,7 @@ def check_license(given: str | None) -> str | None:
     """Check that a license looks like an SPDX identifier, such as `CC-BY-4.0`, and return it. Return None for None.
 
     Raises:
-        ConfigError: The text does not look like one.
+        ConfigError: The text does not look like an SPDX identifier.
     """
     if given is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", given):
         raise ConfigError(f"--license {given!r}: give an SPDX identifier, such as CC-BY-4.0 or Apache-2.0.")

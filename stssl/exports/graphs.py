@@ -46,11 +46,11 @@ class ImageGraph(nn.Module):
         self.register_buffer("matrix", resize_matrix(side, image.pixels, image.resize))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the student's logits [n, C] of stored values [n, bands, side, side]."""
+        """Return the student's logits [n, C] of stored values [n, bands, side, side]."""
         return self.predicted(images, None)
 
     def predicted(self, images: Tensor, metadata: Tensor | None) -> Tensor:
-        """Compute the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4] or None."""
+        """Return the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4] or None."""
         values = self.student.rescaled(images) if self.resize == "corners" else images
         values = self._resized(values)
         values = values if self.resize == "corners" else self.student.rescaled(values)
@@ -67,7 +67,7 @@ class MetadataGraph(ImageGraph):
     """Compute the logits of a student that sees place and date, from stored values and metadata [n, 4]."""
 
     def forward(self, images: Tensor, metadata: Tensor) -> Tensor:  # type: ignore[override]  # another signature
-        """Compute the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
+        """Return the student's logits [n, C] of stored values [n, bands, side, side] and metadata [n, 4]."""
         return self.predicted(images, metadata)
 
 
@@ -197,6 +197,9 @@ def logits_of(kind: GraphFormat, content: bytes, inputs: tuple[Tensor, ...]) -> 
         kind: Format of the file.
         content: Bytes of the file.
         inputs: Images [n, bands, side, side] of stored values, and metadata [n, 4] if the file takes it.
+
+    Raises:
+        RunError: ONNX Runtime cannot run the network.
     """
     if kind == "pt2":
         module = torch.export.load(io.BytesIO(content)).module()

@@ -11,13 +11,10 @@ STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)
 
 
 def places_svg(places: NDArray[np.float32]) -> str:
-    """Draw the places of training patches as points on a map.
+    """Return a map with the places of training patches as points, as the text of an SVG file that needs no other files.
 
     Args:
         places: [n, 2] latitude and longitude in degrees. For an empty array, the map says that no place is known.
-
-    Returns:
-        Text of an SVG file that needs no other files.
     """
     if not len(places):
         return _svg(160.0, ['<text x="20" y="80">The training patches have no places.</text>'])

@@ -19,7 +19,7 @@ MLM_TASKS: list[JsonValue] = ["scene-classification", "classification"]
 
 
 def stac_item(facts: Exported, written: datetime, parameters: int) -> JsonObject:
-    """Return a STAC item about an exported student.
+    """Return a STAC item about an exported student, as a dict for JSON.
 
     Args:
         facts: What the item states about the student and its files.

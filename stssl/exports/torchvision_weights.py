@@ -18,7 +18,7 @@ PROBE_SIDE = 64
 def torchvision_weights(
     description: ModelDescription, weights: dict[str, Tensor], bands: Sequence[str] | None
 ) -> dict[str, Tensor]:
-    """Return the weights of a ResNet's layers under torchvision's names, without the head.
+    """Return the weights of a ResNet's layers, without the head, as tensors by torchvision's names.
 
     Args:
         description: Description of the student or encoder.
@@ -59,7 +59,7 @@ def _other_layers(description: ModelDescription) -> str:
 
 
 def torchvision_resnet(name: str, given: str) -> nn.Module:
-    """Build torchvision's ResNet with a name, on the device `meta`, so that its weights take no memory.
+    """Return torchvision's ResNet of the given name, on the device `meta`, so that its weights take no memory.
 
     Args:
         name: Name in torchvision, such as `resnet50`.
@@ -82,14 +82,14 @@ def torchvision_resnet(name: str, given: str) -> nn.Module:
 
 
 def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> list[int]:
-    """Return at which channels of the images the three chosen bands are, as a list of three indexes.
+    """Return the three channels of the network's images at which the chosen bands are, counted from 0.
 
     Args:
         description: Description of the student or encoder.
         bands: Names of three bands; None takes all bands.
 
     Raises:
-        ConfigError: There is no such band, or there are not three.
+        ConfigError: The network has no such band, or there are not three different bands.
     """
     own = [band.name for band in description.bands]
     wanted = own if bands is None else list(bands)
@@ -111,9 +111,12 @@ def _compare(description: ModelDescription, network: nn.Module, body: dict[str, 
 
     Args:
         description: Description of timm's network.
-        network: torchvision's network.
+        network: torchvision's network. It gets the weights in place.
         body: Weights without the head, by torchvision's names.
         bands: Number of bands of the images.
+
+    Raises:
+        RunError: The features differ.
     """
     parts, encoder = description.network, description.network.role == "encoder"
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +139,7 @@ def _compare(description: ModelDescription, network: nn.Module, body: dict[str, 
 
 
 def layers_of(network: nn.Module, image: Tensor) -> Tensor:
-    """Compute the last feature maps [n, channels, height, width] of a torchvision ResNet for n images."""
+    """Return the last feature maps [n, channels, height, width] of a torchvision ResNet for n images."""
     values = image
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
         values = network.get_submodule(name)(values)

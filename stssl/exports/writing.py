@@ -124,13 +124,23 @@ def export_to(
     bands: Sequence[str] | None = None,
     license: str | None = None,
 ) -> Path | str:
-    """Write a run's student for other programs as `export_run` does. Run and output may lie in an object store.
+    """Write a run's student for other programs, with a model card and a description. Compare the file with the student.
+
+    Run and output may lie on a disk or in an object store.
+
+    Args:
+        place: Folder of a run, or the weights file of a student or encoder in it; a path or URL.
+        kind: `pt2`, `onnx` or `torchvision`.
+        out: Path or URL of the folder to write; None takes the folder `export` inside the run's.
+        bands: Three bands for torchvision's models; None takes all bands of the student.
+        license: License of the weights (SPDX). None keeps that of an earlier export, or else of the weights file.
 
     Returns:
         Path of the model file, or its URL if it was written to an object store.
 
     Raises:
-        StsslError: As `export_run`. Or the object store refuses files, or does not answer.
+        StsslError: An argument is wrong, the student cannot be exported, or the folder cannot be used. Or the object
+            store refuses files, or does not answer.
     """
     run = run_of_weights(str(place)) if is_url(str(place)) else None
     if out is None and run is not None:
@@ -159,6 +169,10 @@ def _not_ours(target: Path | str, stranger: str) -> RunError:
 
 def _checked(kind: str, bands: Sequence[str] | None) -> ExportFormat:
     """Check that the format of an export is known, and that bands and packages fit it. Return the format.
+
+    Args:
+        kind: Format that the user gave.
+        bands: Names of bands that the user chose, or None.
 
     Raises:
         ConfigError: The format is unknown, does not let the user choose bands, or needs a package that is missing.
@@ -214,10 +228,15 @@ def _claim(target: Path, run: Path, digest: str) -> dict[str, object]:
 
 
 def _license(target: Path, earlier: dict[str, object], given: str | None) -> str | None:
-    """Return the license that the user gave, or else the one of an earlier export in the folder, or else None.
+    """Return the license of an earlier export in the folder, or else the one that the user gave, or else None.
+
+    Args:
+        target: Folder of the export, for messages.
+        earlier: Contents of the earlier `config.json`; empty without one.
+        given: License that the user gave.
 
     Raises:
-        RunError: The folder holds an export with another license.
+        RunError: The folder holds an export with another license than the given one.
     """
     known = earlier.get("license")
     if not isinstance(known, str):
@@ -235,9 +254,18 @@ def _write_model(
 ) -> tuple[dict[str, float], Samples | None]:
     """Write the model file, and compare it with the student if the format is pt2 or ONNX.
 
+    Args:
+        form: Format of the file.
+        path: File to write.
+        described: Weights file of the student or encoder.
+        bands: Names of three bands for torchvision's models; None takes all bands.
+
     Returns:
         Two values: the largest difference between the logits of file and student, by file name (empty for
         torchvision), and the sample patches and places that the run stored (None if it stored none).
+
+    Raises:
+        RunError: The run stored no sample patches, or the file gives other logits than the student.
     """
     source, description, weights = described
     samples_file = source.parent / SAMPLES_FILE
@@ -260,7 +288,7 @@ def _write_model(
 
 
 def _put(path: Path, content: str | bytes) -> None:
-    """Write a file, and wait until its content is on the disk."""
+    """Write `content` as the file `path`, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         file.flush()
@@ -296,7 +324,7 @@ def _write_documents(
     """Write the files beside the model files in the folder `part`: model card, map, STAC item and `config.json`.
 
     Args:
-        facts: What these files state about the student. Hashes and differences of files are added here.
+        facts: What these files state about the student, except for the hashes and differences of files.
         described: The student's weights file.
         differences: Largest difference between the logits of a file and of the student, by file name.
         samples: Patches and places of the run; None makes a map without places.
@@ -320,7 +348,7 @@ def _digest(path: Path) -> str:
 
 
 def _move(part: Path, target: Path) -> None:
-    """Move all files of the folder `part` into the folder `target`.
+    """Move all files of the folder `part` into the folder `target`. Make `target` if it is missing.
 
     Move `config.json` last: a folder without this file counts as unfinished.
     """
