@@ -35,7 +35,11 @@ class Run:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        """Make a run from its open folder. To open a run by its path, call `Run.open`."""
+        """Make a run from its open folder. To open a run by its path, call `Run.open`.
+
+        Args:
+            folder: Object that reads the run's files.
+        """
         self.place, self.path = folder.place, folder.path
         self._folder = folder
 
@@ -46,7 +50,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Open the run in a folder, such as `runs/eurosat-fixmatch_cpu-s0`, or at a URL in an object store.
+        """Return the run in a folder, such as `runs/eurosat-fixmatch_cpu-s0`, or at a URL in an object store.
+
+        Args:
+            folder: Path or URL of the run's folder.
 
         Raises:
             DataError: The object store cannot be read.
@@ -139,12 +146,12 @@ class Run:
 
         Args:
             part: `train`, `validation` or `test`.
-            metadata: Metadata that the networks got, such as `true` or `moved:500km`.
+            metadata: Metadata that the networks got in the evaluation, such as `true` or `moved:500km`.
 
         Returns:
             One dict for each network, column, group and score. Its keys are `network`, `column` (`all` for the whole
-            part), `group`, `patches`, `blocks`, `score`, `value`, and the ends `low` and `high` of its 95 % interval,
-            or None.
+            part), `group`, `patches`, `blocks`, `score`, `value`, and `low` and `high`, the ends of the 95 % interval
+            of the value, or None without an interval.
 
         Raises:
             ConfigError: `metadata` is no known change.
@@ -159,7 +166,7 @@ class Run:
         return [asdict(row) for row in read_groups(self.path / "evaluation" / stem)]
 
     def student(self) -> "Student":
-        """Load the run's student: a network that takes stored pixel values, and needs no store.
+        """Load and return the run's student: a network that takes stored pixel values, and needs no store.
 
         Raises:
             ConfigError: The run is not finished, is a pretraining run, or its file is damaged or of an old release.
@@ -231,5 +238,5 @@ class Run:
 
 
 def folder_of_run(run: Run | str | Path) -> str:
-    """Return the path or URL of a run's folder as a text. The argument may be a run, or the path or URL itself."""
+    """Return the path or URL of a run's folder as a text. `run` may be a `Run` object, or the path or URL itself."""
     return run.place if isinstance(run, Run) else str(run)

@@ -37,17 +37,18 @@ def evaluate(
         device: `cpu`, `cuda` or `auto`.
         store: Path of the run's store, if the store was moved after training.
         metadata: Metadata that the networks get: `true`, `absent`, `shuffled`, `moved:500km` or `moved:90d`.
-        by: Columns of the store whose values make groups, such as `country` and `season`. `block` makes squares of
-            latitude and longitude, `month` the months of the year. `Run.groups` reads the scores.
+        by: Columns of the store, such as `country` and `season`. Patches with the same value in a column make a group.
+            `block` makes squares of latitude and longitude, `month` the months of the year. `Run.groups` reads the
+            scores of groups.
         bootstrap: Number of bootstrap draws for the 95 % intervals of `Run.groups`; 0 computes no intervals.
         resample: `blocks` draws squares of nearby patches, `patches` draws single ones.
         degrees: Side of these squares in degrees.
-        least: Groups with fewer patches are pooled into one group, `others`.
+        least: Groups with fewer patches than this number are pooled into one group, `others`.
         workers: Number of Ray workers that predict; 0 predicts in this process.
 
     Returns:
-        Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. One label a patch
-        gives `accuracy`, several labels give `mAP`. Scores are from 0 to 1, except `loss`, in nats. NaN means that a
+        Scores by network (`student`, `teacher`) and name, such as `scores["student"]["accuracy"]`. If a patch has one
+        class, they include `accuracy`, else `mAP`. Scores are from 0 to 1, except `loss`, in nats. NaN means that a
         score is not defined.
 
     Raises:
