@@ -97,7 +97,7 @@ class Queue(nn.Module):
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Compute the contrastive logits: cosines of each query with its own key and all keys of the queue, scaled.
+    """Return the contrastive logits: cosines of each query with its own key and with all keys of the queue, scaled.
 
     Args:
         query: [queries, width] queries as unit vectors.
@@ -112,11 +112,11 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor, temperature: float) 
 
 
 def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
-    """Compute the InfoNCE loss of this rank's queries: the cross-entropy with which each finds its own key.
+    """Return the InfoNCE loss of this rank's queries: the cross-entropy with which each query finds its own key.
 
     Args:
-        logits: [queries, 1 + keys] result of `similarities`.
-        rows: Number of queries in the global batch (on all ranks).
+        logits: [queries, 1 + keys] scaled cosines of each query with its own key (first) and the keys of the queue.
+        rows: Number of queries in the global batch (on all ranks), as a scalar tensor.
 
     Returns:
         The loss of this rank, a scalar. Its mean over ranks is the loss of the global batch.
@@ -125,13 +125,13 @@ def info_nce(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 def multilabel_cpc(logits: Tensor, rows: Tensor, alpha: float) -> Tensor:
-    """Compute the loss multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
+    """Return the loss multi-label CPC: the cross-entropy of one softmax over all pairs of the global batch.
 
     The target is 1/N for each of the N positive pairs, and 0 for all other pairs.
 
     Args:
-        logits: [queries, 1 + keys] result of `similarities`.
-        rows: Number of queries in the global batch (on all ranks), N.
+        logits: [queries, 1 + keys] scaled cosines of each query with its own key (first) and the keys of the queue.
+        rows: Number of queries in the global batch (on all ranks), N, as a scalar tensor.
         alpha: Weight of positives. With K keys in the queue, negatives have the weight (K + 1 - alpha) / K.
 
     Returns:

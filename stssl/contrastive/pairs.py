@@ -64,12 +64,20 @@ class PairSource:
     bands: int
 
     def global_rows(self, step: int) -> list[int]:
-        """List the store rows of the queries (first patches of the pairs) that all ranks together read in a step."""
+        """Return the store rows of the queries that all ranks together read in step `step`.
+
+        A query is the first patch of a pair.
+        """
         rows: list[int] = self.rows[self.sampler.whole(step)].tolist()
         return rows
 
     def load(self, step: int, ranks: tuple[int, int]) -> RawPairs:
-        """Read the pairs of patches of one rank in a step. `ranks` has the rank and the number of all ranks."""
+        """Read and return the pairs of patches of one rank in a step.
+
+        Args:
+            step: Number of the step.
+            ranks: The rank, and the number of all ranks.
+        """
         positions, epochs = self.sampler.rows(step, rows_of(self.sampler.batch, *ranks))
         rows, seed = self.rows[positions], self.sampler.seed
         partners = rows if self.positives is None else self.positives.draw(rows, epochs, seed)
@@ -89,19 +97,30 @@ class PairLoader:
     """Deliver one rank's pairs of patches for each step of pretraining."""
 
     def __init__(self, source: PairSource, rank: int = 0, world: int = 1) -> None:
-        """Prepare to load the pairs of rank `rank` among `world` ranks (training processes)."""
+        """Prepare to load the pairs of one rank (training process). Read nothing yet.
+
+        Args:
+            source: Reads pairs of patches.
+            rank: Number of the rank, counted from 0.
+            world: Number of all ranks.
+        """
         self.sources, self.ranks = {Stream.UNLABELED: source}, (rank, world)
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the store rows of the queries of all ranks in a step, by name of their source (`unlabeled`)."""
+        """Return the store rows of the queries (first patches of the pairs) of all ranks in step `step`.
+
+        They are in a dict, under the name of their source (`unlabeled`).
+        """
         return {stream.value: source.global_rows(step) for stream, source in self.sources.items()}
 
     def rows_at(self, step: int) -> int:
-        """Return how many pairs all ranks together read in a step."""
+        """Return how many pairs all ranks together read in a step. It is the same for each step."""
         return sum(source.sampler.batch for source in self.sources.values())
 
     def batches(self, start: int, stop: int, ahead: int = 2) -> Iterator[RawPairs]:
-        """Yield this rank's pairs of patches for each step. A thread reads them in advance.
+        """Yield this rank's pairs of patches for each step from `start` to before `stop`.
+
+        A thread reads them in advance.
 
         Args:
             start: First step.

@@ -63,11 +63,11 @@ class PretrainEncoder(nn.Module):
         self.backbone, self.project = backbone, nn.Sequential(*hidden, nn.Linear(width, projection))
 
     def features(self, image: Tensor) -> Tensor:
-        """Compute the backbone's features [images, width] of images, pooled over each image."""
+        """Return the backbone's features [n, width] of images [n, bands, height, width], pooled over each image."""
         return self.backbone.forward_head(self.backbone.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute the projected vectors [images, projection] of images, not scaled to length 1."""
+        """Return the projected vectors [n, projection] of images [n, bands, height, width], not scaled to length 1."""
         projected: Tensor = self.project(self.features(image))
         return projected
 
@@ -91,11 +91,11 @@ class GeoHead(nn.Module):
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(projection, 3 if centers is None else len(centers)))
 
     def forward(self, embedding: Tensor, metadata: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the geographic pretext task, and values to log.
+        """Return the loss of the geographic pretext task, and values to log.
 
         Args:
             embedding: [n, projection] projected vectors of the queries.
-            metadata: [n, 4] places and dates of the queries.
+            metadata: [n, 4] places and dates of the queries; NaN if missing.
 
         Returns:
             The loss and the values to log. The mean of the loss over ranks is its mean over all patches with a known
@@ -118,7 +118,10 @@ class GeoHead(nn.Module):
 
 
 class ContrastiveStep(TrainingStep):
-    """Compute the loss of a pretraining step. Hold both encoders, the queue of keys and the geographic head."""
+    """Compute the loss of a pretraining step.
+
+    An object has both encoders, the queue of keys and the geographic head.
+    """
 
     def __init__(self, encoder: PretrainEncoder, config: PretextConfig, centers: Tensor | None, seed: int) -> None:
         """Create the queue and the geographic head, and copy the query encoder as the momentum encoder.
@@ -152,7 +155,12 @@ class ContrastiveStep(TrainingStep):
         return self
 
     def forward(self, batch: Pairs, progress: Progress) -> StepOutput:
-        """Compute the loss of this rank's pairs, and values to log. Its mean over ranks is that of the global batch."""
+        """Return the loss of this rank's pairs, and values to log. The mean over ranks is the loss of the global batch.
+
+        Args:
+            batch: This rank's pairs of images.
+            progress: Current step.
+        """
         embedding = self.networks["query"](batch.query).float()
         key = self._keys(batch, progress)
         # Compute the losses without bf16: with its 8 bits of precision, similar keys and near places would look equal.
@@ -180,15 +188,22 @@ class ContrastiveStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()})
 
     def after_optimizer(self, bad: Tensor) -> None:
-        """Add the keys of all ranks to the queue after the optimizer's step. If that was skipped (`bad`), add none."""
+        """Add the keys of all ranks to the queue after the optimizer's step, in place.
+
+        Args:
+            bad: Scalar tensor: true if the optimizer's step was skipped. Then the queue stays as it is.
+        """
         if self._fresh is not None:
             self.queue.push(self._fresh, bad)
             self._fresh = None
 
     def _row_counts(self, rows: Tensor) -> list[int]:
-        """Return how many pairs each rank has, given a tensor with one row for each pair of this rank.
+        """Return how many pairs each rank has, rank 0 first.
 
         The ranks exchange these numbers only once, since they are the same in each step.
+
+        Args:
+            rows: Tensor with one row for each pair of this rank.
         """
         if len(rows) not in self._counts:
             self._counts[len(rows)] = row_counts(rows)
@@ -196,11 +211,15 @@ class ContrastiveStep(TrainingStep):
 
     @torch.no_grad()
     def _keys(self, batch: Pairs, progress: Progress) -> Tensor:
-        """Update the momentum encoder, and compute this rank's keys with it: unit vectors [n, projection].
+        """Update the momentum encoder in place, and return this rank's keys from it: unit vectors [n, projection].
 
         If the encoder has BatchNorm, shuffle the key images over ranks first. Otherwise, a rank's queries and
         their keys would be normalized with similar statistics. These would tell which key belongs to a query, and the
         network would not need to look at the image (He et al., section 3.3).
+
+        Args:
+            batch: This rank's pairs of images.
+            progress: Current step. Its number decides the shuffle.
         """
         self.momentum.update_parameters(self.networks["query"])
         if world_size() == 1 or not self.shuffles:

@@ -81,12 +81,12 @@ class ViewDraw:
 
 
 def pretrain_numbers_needed(bands: int) -> int:
-    """Return how many uniform random numbers are needed to augment one patch once."""
+    """Return how many uniform random numbers are needed to augment one patch with `bands` bands once."""
     return FIXED + 2 * bands
 
 
 def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int) -> ViewDraw:
-    """Turn uniform random numbers into the choices (crop, flip, colors, blur) by which n patches are augmented once.
+    """Return the choices (crop, flip, colors, blur) that augment n patches once, computed from random numbers.
 
     Args:
         numbers: [n, pretrain_numbers_needed(bands)] uniform numbers in [0, 1).
@@ -111,7 +111,12 @@ def draw_pretrain_view(numbers: Floats, config: PretrainViewsConfig, bands: int)
 
 
 def _boxes(u: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Return affine maps [n, 2, 3] for random crops and flips. They map points of the result to points of the image."""
+    """Return affine maps [n, 2, 3] for random crops and flips. They map points of the result to points of the image.
+
+    Args:
+        u: [n, numbers] uniform random numbers in [0, 1).
+        config: Strength of the augmentation.
+    """
     area = config.smallest_crop + (1 - config.smallest_crop) * u[:, 0]
     shape = torch.exp(math.log(config.aspect) * (2 * u[:, 1] - 1))
     width, height = (area * shape).sqrt().clamp_max(1), (area / shape).sqrt().clamp_max(1)
@@ -128,7 +133,14 @@ _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.21
 
 
 def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsConfig) -> Tensor:
-    """Return matrices [n, 3, 3] that change saturation and hue of RGB colors, or turn colors into gray."""
+    """Return matrices [n, 3, 3] that change saturation and hue of RGB colors, or turn colors into gray.
+
+    Args:
+        u: [n, numbers] uniform random numbers in [0, 1).
+        signed: The same numbers, mapped to -1..1.
+        jittered: [n] booleans: True for patches with changed colors.
+        config: Strength and probability of each change.
+    """
     # Compute in YIQ, where a change of hue is a rotation. One matrix does all three changes, to read each image once.
     saturation = torch.where(jittered, 1 + config.saturation * signed[:, 8], 1.0)
     turn = torch.where(jittered, 2 * math.pi * config.hue * signed[:, 9], 0.0)
@@ -142,7 +154,7 @@ def _colors(u: Tensor, signed: Tensor, jittered: Tensor, config: PretrainViewsCo
 
 
 def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
-    """Augment images by given random choices (crop, flip, colors, blur). Values stay in [0, 1].
+    """Return images augmented by given random choices (crop, flip, colors, blur). Values stay in [0, 1].
 
     Args:
         image: [n, bands, height, width] images with values in [0, 1].
@@ -163,7 +175,12 @@ def apply_pretrain_view(image: Tensor, draw: ViewDraw, size: int) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each patch with a Gaussian of its own width `sigma` [n] in pixels. Width 0 changes nothing."""
+    """Return images [n, bands, height, width], each blurred with a Gaussian of its own width. Width 0 changes nothing.
+
+    Args:
+        image: The images.
+        sigma: [n] widths of the Gaussians in pixels.
+    """
     # A convolution has one kernel for each group of channels. Make each band of each patch a group, since each patch
     # needs its own kernel.
     n, bands, height, width = image.shape
