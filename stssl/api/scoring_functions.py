@@ -132,9 +132,9 @@ def probe(
             recipe's data and network, such as `"model.image_size=128"`.
 
     Returns:
-        `rows`, a list of dicts, one for each number of labels and method (`linear`, `k-NN`, `fine-tune`). The keys are
-        `weights`, `method`, `labels`, `labeled` (number of labeled patches), and scores by name in `validation` and
-        `test`, from 0 to 1. `path`, the file with these rows.
+        An object with two fields. `rows` is a list of dicts, one for each number of labels and method (`linear`,
+        `k-NN`, `fine-tune`). Their keys are `weights`, `method`, `labels`, `labeled` (number of labeled patches), and
+        `validation` and `test` with scores by name, from 0 to 1. `path` is the file with these rows.
 
     Raises:
         StsslError: The folder has no pretraining run, the run has no checkpoint, the weights do not exist, or the store
@@ -162,8 +162,8 @@ def inspect_weights(file: str | Path) -> "InspectedWeights":
             run's folder, or a value of `model.weights` that names a file, such as `package:NAME`.
 
     Returns:
-        Layout, size, bands, the backbones that the weights fit, and what was not understood; `lines()` returns all
-        this as lines of text.
+        An object with the layout, the size, the bands, the backbones that the weights fit, and what was not understood.
+        Its method `lines()` returns all this as lines of text.
 
     Raises:
         ConfigError: The file cannot be read, or it holds no network.

@@ -89,7 +89,7 @@ def merge(under: JsonMapping, over: JsonMapping) -> Tree:
     """Return a new recipe: two recipes (nested dicts) merged key by key.
 
     Where both have a value, that of `over` counts. If a section of `over` has another `name` than that of `under`, it
-    replaces the whole section: the parameters of one algorithm or encoder do not fit another. If `over` sets a section
+    replaces the whole section: the settings of one algorithm or encoder do not fit another. If `over` sets a section
     to `{}`, the section of `under` is dropped too, and validation fills in the defaults.
     """
     merged = dict(under)

@@ -27,7 +27,7 @@ def rank() -> int:
 def ranks_here() -> int:
     """Return the number of training processes (ranks) of this run on this machine.
 
-    The environment variable LOCAL_WORLD_SIZE says it. Return 1 if it is not set.
+    It is in the environment variable LOCAL_WORLD_SIZE. Return 1 if that is not set.
     """
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
@@ -161,7 +161,7 @@ def _about(error: Exception) -> dict[str, object]:
 def _raised(kind: str, message: str, exit_code: int | None) -> Exception:
     """Return the error that the other ranks raise after an error of rank 0.
 
-    It has the same class if this is `StsslError` or a subclass. Else it is a `RuntimeError`.
+    Its class is that of rank 0's error if this is `StsslError` or a subclass; else `RuntimeError`.
 
     Args:
         kind: Name of the class of rank 0's error.

@@ -74,7 +74,9 @@ class Lease:
             raise self._refused("") from None
 
     def _left_behind(self, data: bytes, mark: ObjectMark) -> tuple[bytes, ObjectMark] | None:
-        """Check that the process that holds the lock died. If this machine cannot tell, wait if the lock is renewed.
+        """Check that the process that holds the lock died.
+
+        If this machine cannot tell, wait to see if the lock is renewed.
 
         Args:
             data: Content of the lock.

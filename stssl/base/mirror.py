@@ -100,7 +100,8 @@ class Mirror:
         run, change nothing.
 
         Args:
-            wanted: Chooses the wanted files by name. All other local files stay as they are.
+            wanted: Function that takes a file's name and returns True if the file is wanted. All other local files stay
+                as they are.
 
         Returns:
             Size and entity tag of all files in the object store, by name.
@@ -122,7 +123,7 @@ class Mirror:
             return listed
 
     def fetch(self, name: str) -> None:
-        """Fetch one file from the object store. If the object store lacks the file, remove the local one.
+        """Fetch the file `name` from the object store. If the object store lacks the file, remove the local file.
 
         While this process writes the run, do nothing.
         """
@@ -165,7 +166,7 @@ class Mirror:
         """Send the wanted local files that have changed since they were last fetched or sent.
 
         Args:
-            wanted: Chooses the wanted files by name.
+            wanted: Function that takes a file's name and returns True if the file is wanted.
 
         Raises:
             DataError: The object store refuses a file, or does not answer.
@@ -183,9 +184,12 @@ class Mirror:
                     self._synced[name] = now
 
     def start(self, wanted: ChoosesFile) -> None:
-        """Start a thread that sends the changed files that `wanted` chooses by name, every few seconds.
+        """Start a thread that sends the wanted local files that have changed, every few seconds.
 
         From now on, this process writes the run: the local files are the newest, and none is fetched.
+
+        Args:
+            wanted: Function that takes a file's name and returns True if the file is wanted.
         """
         self.writing, self._trouble = True, None
         if self._thread is None:

@@ -228,7 +228,7 @@ def tracking(uri: str) -> str:
 def component(name: str) -> str:
     """Check that a folder or file can have this name, and return it unchanged.
 
-    It must have printable characters, no slashes, no space at its ends, and at most `NAME_BYTES` bytes.
+    A name must have only printable characters, no slashes, no space at its ends, and at most `NAME_BYTES` bytes.
 
     Raises:
         ValueError: The name cannot be that of a folder or file. The message says why.

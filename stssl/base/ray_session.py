@@ -125,9 +125,9 @@ def finished_tasks(
 
 
 def resources_for(bundles: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Return the resources of all nodes of the Ray session. If they are too few, first wait for more nodes.
+    """Return the resources of all nodes of the Ray session.
 
-    An autoscaler may start these nodes.
+    If they are too few for all workers, first wait for more nodes. An autoscaler may start these nodes.
 
     Args:
         bundles: For each worker, the resources that it needs. Each bundle must fit into one node.

@@ -194,7 +194,8 @@ def _is_empty(url: str, place: str) -> bool:
 def _without_suffix(url: str, place: str, options: "GetOptions | None") -> "GetOptions | None":
     """Return the options of a request for an object. For Azure, replace a range that counts from the end of the object.
 
-    Azure (`az://`) does not offer such ranges. The new range has the same bytes, counted from the start.
+    Azure (`az://`) does not offer such ranges. The new range has the same bytes, counted from the start. For an empty
+    object, return None.
 
     Args:
         url: URL of the bucket.

@@ -26,10 +26,10 @@ class Asked(KeyboardInterrupt):
     """Report that a signal asked the process to end. It is a KeyboardInterrupt, so code treats it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        """Store the number of the signal that arrived. `stopped` computes the exit code from it.
+        """Note the signal that arrived. `stopped` computes the exit code from it.
 
         Args:
-            number: The signal.
+            number: Number of the signal.
         """
         super().__init__()
         _asked.append(signal.Signals(number))

@@ -77,7 +77,7 @@ def cluster_places(metadata: Tensor, k: int, seed: int) -> Tensor:
     """Find clusters of the training patches' places on the unit sphere by k-means, and return their centers.
 
     Args:
-        metadata: [n, 4] places and dates of the training patches.
+        metadata: [n, 4] places and dates of the training patches; NaN if missing. Patches without a place are left out.
         k: Number of clusters.
         seed: Seed of the first centers. If there are more than `KMEANS_PLACES` places, also the seed of their sample.
 

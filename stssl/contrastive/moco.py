@@ -81,7 +81,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, bad: Tensor | None = None) -> None:
-        """Replace the oldest keys of the queue by new keys.
+        """Replace the oldest keys of the queue by new keys, in place.
 
         Args:
             keys: [new keys, width] keys of the global batch. If they do not all fit into the queue, only the last

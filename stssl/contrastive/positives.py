@@ -56,5 +56,5 @@ class Positives:
         return np.where(others > 0, self._rows[np.minimum(chosen, len(self._rows) - 1)], rows)
 
     def share(self, rows: Ints) -> float:
-        """Return the share of `rows` that have another row of the same place."""
+        """Return the share (0..1) of the store rows `rows` that have another row of the same place; 0 for no rows."""
         return float((self._count[rows] > 1).mean()) if len(rows) else 0.0

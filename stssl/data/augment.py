@@ -81,8 +81,8 @@ class Draw:
         flip: [n, 2] booleans: flip vertically, flip horizontally.
         matrix: [n, 2, 2] inverse linear map of the geometric operations, in the style `stssl`; else None.
         offset: [n, 2] translation (x, y) of this map in coordinates from -1 to 1; None without a map.
-        rounds: One dictionary for each round (an image gets one operation in each round). By name of the operation, it
-            has the images that the operation changes and their amounts.
+        rounds: One dict for each round (an image gets one operation in each round). By name of the operation, it has
+            the row numbers [k] of the images that the operation changes, and their amounts [k, c], such as a factor.
         style: Implementation of RandAugment that the operations follow.
         boxes: [n, 4] gray squares: first column, last column, first row, last row; None for no squares.
     """

@@ -22,8 +22,8 @@ def draw_cutout(numbers: Floats, size: int, largest: float) -> Tensor:
         largest: Largest side of the square, as a share of the side of the image.
 
     Returns:
-        [n, 4] int64: first column, last column, first row, last row. For an image without a square, the last column
-        lies before the first.
+        [n, 4] int64: first column, last column, first row, last row, all inclusive. For an image without a square, the
+        last column lies before the first.
     """
     return cutout_boxes(numbers.astype(np.float64) * [largest, size, size], size)
 

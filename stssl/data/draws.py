@@ -127,7 +127,8 @@ class _Classes:
     def cover(self, times: int) -> Ints:
         """Choose patches until each class has `times` patches, or all its patches. Rare classes choose first.
 
-        The time depends on how many patches are chosen, not on how many there are: `_fill` calls this in each round.
+        The running time depends on the number of chosen patches, not on that of all patches: `_fill` calls this many
+        times.
 
         Args:
             times: Wanted number of patches for each class.

@@ -72,8 +72,9 @@ class StreamSource:
     Attributes:
         reader: Reader of pixels.
         rows: [size] store rows of the stream.
-        metadata: [N, 4] metadata of all store rows.
-        labels: [N, G] choice ids (the number of the right choice in each decision) of all store rows.
+        metadata: [N, 4] places and dates of all store rows; NaN if missing.
+        labels: [N, G] choice ids (the number of the right choice in each decision) of all store rows; `IGNORED` if
+            unknown.
         sampler: Chooses the patches of each batch by their positions in `rows` (0..size-1).
     """
 
@@ -168,7 +169,7 @@ class Loader:
             draw: Makes the random choices for augmentation.
             views: Function that takes the number of a step and returns the views that the step uses. A stream without
                 a view in a step is not read.
-            rank: Number of this process.
+            rank: Number of this process, counted from 0.
             world: Number of processes.
         """
         self.sources, self.draw, self.views, self.ranks = sources, draw, views, (rank, world)

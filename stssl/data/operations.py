@@ -20,12 +20,13 @@ LEVELS = 256
 def group_rounds(choices: Ints, amounts: Floats | NDArray[np.float64], names: Sequence[str | None]) -> Rounds:
     """Group the images of each round by the operation that was chosen for them.
 
-    Return for each round, by name of the operation, the row numbers of its images and their amounts.
-
     Args:
         choices: [n, rounds] number of the operation for each image and round. A negative number chooses none.
         amounts: [n, rounds, c] amounts of the operations, such as a factor.
         names: Name of each operation number. Numbers with the same name form one group; the name None does nothing.
+
+    Returns:
+        For each round, by name of the operation: the row numbers [k] of its images, and their amounts [k, c].
     """
     groups = {name: group for group, name in enumerate(dict.fromkeys(names)) if name is not None}
     # Look up the groups of all rounds at once: `np.isin` for each name and round took two fifths of the time that all

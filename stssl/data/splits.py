@@ -59,7 +59,7 @@ class LeaveOutSplit(Config):
 
     Attributes:
         column: Name of the column.
-        values: Values of the test patches.
+        values: Values in this column that make a patch a test patch.
         validation: Share of the other patches for validation. It consists of whole squares of latitude and longitude.
         degrees: Side of the squares in degrees.
         seed: Seed of the random numbers that assign the patches.

@@ -52,12 +52,12 @@ def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
     """Choose operations and magnitudes for n images from random numbers. An image may get an operation again.
 
     Args:
-        numbers: [n, 2 * operations] uniform numbers in [0, 1).
+        numbers: [n, 2 * rounds] uniform numbers in [0, 1).
         size: Side of the images in pixels.
 
     Returns:
-        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
-        their amounts.
+        For each round (an image gets one operation in each), by name of the operation: row numbers [k] of its images,
+        and the amounts [k, 6] with which the operation changes them.
     """
     # Use float64: in float32, the largest number below 1, times the number of operations, could be rounded up to an
     # operation that does not exist.
@@ -67,7 +67,7 @@ def draw_fixmatch(numbers: Floats, size: int) -> Rounds:
 
 
 def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -> Rounds:
-    """Turn the magnitudes of the chosen operations into amounts, and group n images by operation in each round.
+    """Group n images by the operation of each round, and compute the operations' amounts from their magnitudes.
 
     Args:
         choices: [n, rounds] positions in `FIXMATCH_NAMES`.
@@ -75,8 +75,9 @@ def fixmatch_rounds(choices: Ints, magnitudes: NDArray[np.float64], size: int) -
         size: Side of the images in pixels.
 
     Returns:
-        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
-        their amounts.
+        For each round (an image gets one operation in each), by name of the operation: row numbers [k] of its images,
+        and the amounts [k, 6] with which the operation changes them. For geometric operations, these are the numbers of
+        `_source_steps`; else the magnitude comes first.
     """
     amounts = np.zeros((*choices.shape, 6))
     amounts[..., 0] = magnitudes

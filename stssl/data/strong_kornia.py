@@ -70,14 +70,14 @@ def draw_kornia(numbers: Floats, m: float, size: int, version: KorniaVersion) ->
     """Choose operations for n images from random numbers. No image gets an operation twice.
 
     Args:
-        numbers: [n, 3 * operations] uniform numbers in [0, 1).
+        numbers: [n, 3 * rounds] uniform numbers in [0, 1).
         m: Magnitude, 0 to 30.
         size: Side of the images in pixels.
         version: Version of kornia.
 
     Returns:
-        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
-        their amounts.
+        For each round (an image gets one operation in each), by name of the operation: row numbers [k] of its images,
+        and the amounts [k, 6] with which the operation changes them.
     """
     kinds, signs, thresholds = (numbers[:, i::KORNIA_NUMBERS] for i in range(KORNIA_NUMBERS))
     choices = _different(kinds)
@@ -111,7 +111,7 @@ def _different(numbers: Floats) -> Ints:
 
 
 def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Floats, size: int) -> Rounds:
-    """Turn geometric amounts into affine maps, and group n images by operation in each round.
+    """Group n images by the operation of each round, and turn the amounts of geometric operations into affine maps.
 
     Args:
         choices: [n, rounds] positions in `KORNIA_NAMES`.
@@ -120,8 +120,8 @@ def kornia_rounds(choices: Ints, amounts: NDArray[np.float64], thresholds: Float
         size: Side of the images in pixels.
 
     Returns:
-        For each round (an image gets one operation in each), by name of the operation: row numbers of its images and
-        their amounts.
+        For each round (an image gets one operation in each), by name of the operation: row numbers [k] of its images,
+        and [k, 6] numbers: an affine map, or the amount and the threshold of the other operations.
     """
     plain = np.zeros((*choices.shape, 6), np.float32)
     plain[..., 0], plain[..., 1] = amounts, thresholds

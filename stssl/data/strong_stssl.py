@@ -24,13 +24,13 @@ def draw_stssl(numbers: Floats, m: float) -> tuple[Tensor, Tensor, Rounds]:
     """Choose operations and their signs for n images from random numbers.
 
     Args:
-        numbers: [n, 2 * operations] uniform numbers in [0, 1).
+        numbers: [n, 2 * rounds] uniform numbers in [0, 1).
         m: Magnitude, 0 to 10.
 
     Returns:
-        Inverse linear map [n, 2, 2] and translation [n, 2] of all geometric operations together, and for each round (an
-        image gets one operation in each), by name of the photometric operation, row numbers of the images and their
-        amounts.
+        Three values. The inverse linear map [n, 2, 2] and the translation [n, 2] of all geometric operations together.
+        For each round (an image gets one operation in each), by name of the photometric operation: row numbers [k] of
+        the images and their amounts [k, 1].
     """
     choices = (numbers[:, ::STSSL_NUMBERS] * len(_NAMES)).astype(np.int64)
     signs = np.where(numbers[:, 1::STSSL_NUMBERS] < 0.5, -1.0, 1.0).astype(np.float64)
@@ -48,7 +48,7 @@ def _compose(choices: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> tup
     round, an image gets one operation, and the amounts of all others are 0. So one formula serves all operations.
 
     Args:
-        choices: [n, rounds] positions in `_NAMES`.
+        choices: [n, rounds] positions in `_NAMES`, the list of all operations.
         magnitudes: [n, rounds] magnitudes from -1 to 1.
     """
     rows = len(choices)

@@ -92,7 +92,7 @@ class PixelScaler(nn.Module):
             self.register_buffer(name, torch.as_tensor(numbers).float().view(1, -1, 1, 1), persistent=False)
 
     def unit(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Scale stored pixels of any resolution to images [n, bands, size, size] with values in [0, 1].
+        """Return images [n, bands, size, size] with values in [0, 1], made from stored pixels of any resolution.
 
         Args:
             arrays: For each band group (each resolution), stored pixels [n, bands, height, width] of n patches.

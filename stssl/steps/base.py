@@ -35,8 +35,8 @@ class TrainingStep(nn.Module):
     def after_optimizer(self, bad: Tensor) -> None:
         """Update state that depends on the networks, such as averaged weights.
 
-        The loop calls this after each optimizer step.
+        The training loop calls this after each step of the optimizer.
 
         Args:
-            bad: Scalar tensor: true if the loop skipped the step because its gradients were not finite.
+            bad: Scalar tensor: true if the loop skipped the optimizer's step because the gradients were not finite.
         """

@@ -140,10 +140,10 @@ class TeacherStudentStep(TrainingStep):
         return StepOutput(total, logs | {"loss": total.detach()} | quality(batch, plan, self.space))
 
     def plan(self, batch: Batch, progress: Progress, parts: int) -> list[MatchPlan]:
-        """Make the loss terms of `parts` micro-batches of this rank. The caller then calls `forward` for each of them.
+        """Make and return the plans (loss terms and denominators) of `parts` micro-batches of this rank.
 
-        The algorithm must observe each step only once, with all rows. So this method predicts all micro-batches before
-        `forward` computes any loss.
+        The caller then calls `forward` for each micro-batch. The algorithm must observe each step only once, with all
+        rows. So this method predicts all micro-batches before `forward` computes any loss.
 
         Args:
             batch: This rank's rows.

@@ -107,7 +107,8 @@ class NetworkDescription(Described):
             without a head.
         distilled: True if the network learned from a teacher's outputs by distillation.
         encoder: Encoder of place and date; None if the network has none.
-        injection: Site where place and date enter the network, or whose token it has; None for no site.
+        injection: Site where place and date enter the network; or, if the network sees only images, the site that adds
+            a token to it. None for no site.
     """
 
     backbone: str

@@ -157,7 +157,7 @@ class ImageModel(nn.Module):
 
 
 def as_tensor(array: AnyArray | Tensor) -> Tensor:
-    """Return a NumPy array or tensor as a tensor, without a copy if possible.
+    """Return a NumPy array or tensor as a tensor. The result shares memory with the argument if possible.
 
     Raises:
         DataError: The array does not hold numbers.
