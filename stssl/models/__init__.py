@@ -1,4 +1,4 @@
-"""Build networks: timm backbones, encoders of place and date, and the sites where these enter the backbone.
+"""Build networks: timm backbones, encoders of place and date, and the sites where an encoder's vector enters.
 
 `build_network` makes one `Network`. Register new encoders in `stssl/models/encoders.py`, and new sites in
 `stssl/models/sites.py`.

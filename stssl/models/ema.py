@@ -17,18 +17,29 @@ class Ema(nn.Module):
     """Average the weights of a network over its training steps (EMA), in a copy of the network that only predicts."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Copy `network` as the first average. Each update then keeps the share `decay` of the old average."""
+        """Copy `network` as the first average.
+
+        Args:
+            network: Network that is trained. It is not changed.
+            decay: Share of the old average that each update keeps, 0..1. The rest comes from the current weights.
+        """
         super().__init__()
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Ema":
-        """Stay in evaluation mode for every `mode`, because the average only predicts. Return the module itself."""
+        """Stay in evaluation mode, whether `mode` is True or False: the average only predicts.
+
+        Return the module itself.
+        """
         return super().train(False)
 
     @torch.no_grad()
     def update_parameters(self, network: nn.Module) -> None:
-        """Move the averaged parameters toward the current parameters of `network`."""
+        """Move the averaged parameters toward the current parameters of the trained `network`.
+
+        Leave the buffers unchanged.
+        """
         own: list[Tensor] = list(self.network.parameters())
         live: list[Tensor] = list(network.parameters())
         # Use one fused operation for all parameters: a loop would start one kernel for each, which is slower.
@@ -36,14 +47,14 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the averaged weights toward those of `network`, and copy its BatchNorm layers' running statistics."""
+        """Move the averaged parameters toward those of the trained `network`. Copy its BatchNorm running statistics."""
         self.update_parameters(network)
         if statistics := running_statistics(network):
             torch._foreach_copy_(running_statistics(self.network), statistics)
 
 
 def batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """List the BatchNorm layers of a module that keep running statistics, except those of frozen backbones.
+    """Return a list of a module's BatchNorm layers that keep running statistics, except those of frozen backbones.
 
     Nothing may change the statistics of a frozen backbone: no step, no exchange between ranks, no new estimate.
     """
@@ -56,15 +67,18 @@ def batchnorms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """List the running means and variances of a module's BatchNorm layers, except those of frozen backbones."""
+    """Return a list of the running means and variances of a module's BatchNorm layers. Leave out frozen backbones.
+
+    The tensors are the layers' own buffers, not copies.
+    """
     return [s for layer in batchnorms(module) for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
 class KeptStatistics:
-    """Save the running statistics of BatchNorm layers before a step, and restore them if the step is skipped."""
+    """Save the running statistics of a module's BatchNorm layers before a step, and restore them if it is skipped."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Find the running statistics that a step can change: of BatchNorm layers of `module` in training mode."""
+        """Find the running statistics that a step can change: those of `module`'s BatchNorm layers in training mode."""
         self.live = [
             value
             for layer in batchnorms(module)
@@ -75,13 +89,19 @@ class KeptStatistics:
         self.saved: Tensor | None = None
 
     def save(self) -> None:
-        """Copy the current running statistics, so that `restore` can bring them back."""
+        """Copy the current running statistics of the layers, so that `restore` can bring them back."""
         if self.live:
             self.saved = torch.cat([value.flatten() for value in self.live])
 
     @torch.no_grad()
     def restore(self, bad: Tensor) -> None:
-        """Restore the saved running statistics if `bad`, a scalar tensor, says that the step is skipped."""
+        """Write the saved running statistics back into the BatchNorm layers if `bad` is true.
+
+        Do nothing before a `save`.
+
+        Args:
+            bad: Boolean tensor with one value: True if the training step is skipped.
+        """
         if self.saved is None:
             return
         # Use `where`, not `if bad`: the `if` would make the CPU wait until the GPU has computed `bad`.
@@ -92,7 +112,10 @@ class KeptStatistics:
 
 @torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace the running BatchNorm statistics of a module by their mean over all ranks (training processes)."""
+    """Replace, in place, a module's running BatchNorm statistics by their mean over all ranks (training processes).
+
+    All ranks must call this together.
+    """
     statistics = running_statistics(module)
     if world_size() == 1 or not statistics:
         return
@@ -121,12 +144,12 @@ def statistics_of_ranks(module: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def take_statistics(module: nn.Module, of_ranks: Tensor) -> None:
-    """Set the running BatchNorm statistics of a module to those that `statistics_of_ranks` gathered earlier.
+    """Set, in place, the running BatchNorm statistics of a module to values that were gathered earlier from all ranks.
 
     Args:
         module: Module whose statistics are set.
-        of_ranks: [ranks, values] tensor. This rank uses its own row. If the run now has another number of ranks, it
-            uses the mean over the rows.
+        of_ranks: [ranks, values] result of `statistics_of_ranks`: one row for each rank (training process). This rank
+            uses its own row. If the run now has another number of ranks, it uses the mean over the rows.
 
     Raises:
         ValueError: The tensor has another number of values than the module has statistics.
@@ -147,8 +170,9 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
     With several ranks (training processes), each passes its own batches, and all get the mean over all batches.
 
     Args:
-        network: Network with the BatchNorm layers to estimate. It is in evaluation mode afterwards.
-        run: Function that passes batches through the network and yields after each batch.
+        network: Network with the BatchNorm layers to estimate, which are changed in place. It is in evaluation mode
+            afterwards.
+        run: Function without arguments. It passes batches through `network`, and yields once after each batch.
     """
     layers = batchnorms(network)
     if not layers:
@@ -168,11 +192,11 @@ def reestimate_batchnorm(network: nn.Module, run: Callable[[], Iterable[object]]
 
 
 def _average_by_batches(statistics: list[Tensor], passed: int) -> None:
-    """Replace BatchNorm statistics by their mean over all ranks.
+    """Replace BatchNorm statistics, in place, by their mean over all ranks (training processes), weighted by batches.
 
     Args:
         statistics: Running statistics on this rank. They are changed.
-        passed: Number of batches behind them on this rank, which is their weight in the mean.
+        passed: Number of batches from which this rank computed them: their weight in the mean.
     """
     sums = torch.cat([value.flatten() for value in statistics] + [statistics[0].new_ones(1)]) * passed
     dist.all_reduce(sums)
@@ -183,7 +207,7 @@ def _average_by_batches(statistics: list[Tensor], passed: int) -> None:
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode inside a `with` block, and restore its mode afterwards."""
+    """Put a network into evaluation mode inside a `with` block, and restore its earlier mode afterwards."""
     training = network.training
     network.eval()
     try:
@@ -194,7 +218,10 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_quietly(network: nn.Module) -> Iterator[None]:
-    """Put a network into training mode inside a `with` block, but do not update its BatchNorm statistics."""
+    """Put a network into training mode inside a `with` block, without updates of its BatchNorm running statistics.
+
+    Afterwards, restore the network's earlier mode.
+    """
     training = network.training
     network.train()
     try:
@@ -205,9 +232,9 @@ def training_quietly(network: nn.Module) -> Iterator[None]:
 
 
 def frozen_statistics(module: nn.Module) -> "_Frozen":
-    """Return a context manager that stops updates of BatchNorm's running statistics.
+    """Return a context manager that stops updates of the running statistics of a module's BatchNorm layers.
 
-    Inside the `with` block, BatchNorm layers normalize by the mean and variance of each batch.
+    Inside its `with` block, these layers normalize by the mean and variance of each batch.
     """
     return _Frozen(batchnorms(module))
 

@@ -1,4 +1,7 @@
-"""Define the encoders, which turn place and date into a vector. A recipe chooses one by `model.encoder.name`."""
+"""Define the encoders, which turn place and date into a context vector.
+
+A recipe chooses one by `model.encoder.name`.
+"""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -29,7 +32,8 @@ class RawConfig(EncoderBase):
 class Raw(MetadataEncoder):
     """Encode places as scaled degrees, and dates as sine and cosine of the day of year (arXiv:2404.18583).
 
-    Places are lat/90 and lon/180. With the setting `standardized`, they are standardized over the training patches.
+    Places are lat/90 and lon/180. With the setting `standardized`, they are standardized by their mean and standard
+    deviation over the training patches.
     """
 
     config_type: ClassVar[type[EncoderBase]] = RawConfig
@@ -40,7 +44,8 @@ class Raw(MetadataEncoder):
         Args:
             config: Settings of the encoder.
             width: Size of the context vector.
-            places: [patches, 4] places and dates of the training patches; needed if `config.standardized`.
+            places: [patches, 4] places and dates of the training patches, with NaN for missing values; needed if
+                `config.standardized`.
 
         Raises:
             ConfigError: The recipe asks for standardized places, but fewer than two training patches have a place.
@@ -64,7 +69,7 @@ class Raw(MetadataEncoder):
         self.register_buffer("scale", scale, persistent=config.standardized)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Scale latitudes [N] and longitudes [N] in degrees to features [N, 2], by the encoder's center and scale."""
+        """Return features [N, 2]: latitudes [N] and longitudes [N] in degrees, minus a center, divided by a scale."""
         return (torch.stack([lat, lon], 1) - self.center) / self.scale
 
 
@@ -105,11 +110,18 @@ class Fourier(MetadataEncoder):
         self.octaves, self.date_octaves = config.octaves, config.date_octaves
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, 4 * octaves] of latitudes [N] and longitudes [N] in degrees."""
+        """Return features [N, 4 * octaves]: sines and cosines of latitudes [N] and longitudes [N] in degrees."""
         return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute features [N, 2 * date_octaves + 2] of days of the year [N] and UTC hours [N] (NaN if missing)."""
+        """Return features [N, 2 * date_octaves + 2] of N dates: sines and cosines of day and hour.
+
+        A learned vector replaces the two features of a missing hour.
+
+        Args:
+            day: [N] day of the year, 1..366.
+            hour: [N] UTC hour, 0..24; NaN if missing.
+        """
         known = torch.isfinite(hour)
         clock = torch.where(known[:, None], circle(torch.where(known, hour, 0.0) / 24), self.absent_hour)
         return torch.cat([*(circle(day / YEAR * 2**k) for k in range(self.date_octaves)), clock], 1)
@@ -146,11 +158,16 @@ class Spherical(MetadataEncoder):
         self.harmonics = Harmonics(config.degree)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build the layers that turn features into the context vector: two with sine activation, and a linear one."""
+        """Return a module of three layers that turns features into context vectors: two with sine, and a linear one.
+
+        Args:
+            size: Number of features.
+            width: Size of the context vector.
+        """
         return nn.Sequential(Sine(size, width, self.frequency, first=True), Sine(width, width), nn.Linear(width, width))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute the spherical harmonics [N, degree^2] of latitudes [N] and longitudes [N] in degrees."""
+        """Return the spherical harmonics [N, degree^2] of places, given latitudes [N] and longitudes [N] in degrees."""
         features: Tensor = self.harmonics(lat, lon)
         return features
 
@@ -177,7 +194,7 @@ class Cartesian(MetadataEncoder):
         super().__init__(config, width, places, (3, 2))
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Turn latitudes [N] and longitudes [N] in degrees into points [N, 3] on the unit sphere."""
+        """Return points (x, y, z) [N, 3] on the unit sphere for latitudes [N] and longitudes [N] in degrees."""
         lat, lon = lat.deg2rad(), lon.deg2rad()
         return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], 1)
 

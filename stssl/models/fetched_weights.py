@@ -1,4 +1,4 @@
-"""Download the weights that a run exported to an object store, and the files that describe them."""
+"""Download the weights that a run exported to an object store, and the run's files that describe them."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def fetched_weights(url: str) -> Path:
 
 
 def run_of_weights(url: str) -> str:
-    """Return the URL of a run's folder, given the URL of this folder or of a place in it where weights are.
+    """Return the URL of a run's folder, given the URL of this folder or of a place in it that has weights.
 
     Args:
         url: URL of a run's folder, of its folder of checkpoints, or of a weights file in it.

@@ -21,7 +21,7 @@ _BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, LookupError, Ove
 
 
 def other_kind(path: Path) -> str | None:
-    """Tell what kind of file was given instead of a file of weights, such as an ONNX graph.
+    """Recognize by its first bytes what kind of file was given instead of a file of weights, such as an ONNX graph.
 
     Args:
         path: The file.
@@ -48,7 +48,11 @@ def other_kind(path: Path) -> str | None:
 
 
 def _zipped(path: Path) -> str | None:
-    """Tell what a zip archive is, in words for an error message. Return None if torch.save may have written it."""
+    """Return words for an error message on what a zip archive is; None if torch.save may have written it.
+
+    Args:
+        path: The archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -6,9 +6,13 @@ _MARK = "stssl_frozen"
 
 
 def freeze_backbone(backbone: nn.Module, classifier: nn.Module) -> None:
-    """Freeze all layers of a backbone except its classifier, and put it into evaluation mode.
+    """Freeze all layers of a backbone, in place, except its classifier, and put it into evaluation mode.
 
     Copies of the backbone are frozen too. The network that contains the backbone must keep it in evaluation mode.
+
+    Args:
+        backbone: Backbone, which contains the classifier.
+        classifier: Last layer of the backbone, which still learns.
     """
     backbone.requires_grad_(False).eval()
     classifier.requires_grad_(True)
@@ -16,5 +20,5 @@ def freeze_backbone(backbone: nn.Module, classifier: nn.Module) -> None:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Return True if `freeze_backbone` has frozen a module, or the module of which it is a copy."""
+    """Return True if `freeze_backbone` has frozen this module, or the module of which this one is a copy."""
     return bool(getattr(module, _MARK, False))

@@ -47,28 +47,29 @@ class GeoclipConfig(EncoderBase):
 
 
 def without_file(config: EncoderBase) -> EncoderBase:
-    """Return an encoder's configuration that loads no weights of the package `geoclip`.
+    """Return a copy of an encoder's configuration that loads no weights of the package `geoclip`.
 
-    Use it if a checkpoint sets the encoder's weights afterwards: then the package need not be installed.
+    The configuration of any other encoder than GeoCLIP is returned unchanged. Use this if a checkpoint sets the
+    encoder's weights afterwards: then the package need not be installed.
     """
     return config.model_copy(update={"weights": "none"}) if isinstance(config, GeoclipConfig) else config
 
 
 class LocationNetwork(nn.Module):
-    """Compute GeoCLIP's features of places, as the sum of three branches with different frequencies.
+    """Compute GeoCLIP's features of places, as the sum of three branches with low, medium and high spatial frequencies.
 
     Each branch has random Fourier features and four linear layers.
     """
 
     def __init__(self) -> None:
-        """Create the network with random weights."""
+        """Create the network with random frequencies and random weights."""
         super().__init__()
         for number, scale in enumerate(SCALES):
             self.register_buffer(f"frequencies{number}", torch.randn(256, 2) * scale)
         self.branches = nn.ModuleList(_branch() for _ in SCALES)
 
     def forward(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, 512] of latitudes [N] and longitudes [N] in degrees."""
+        """Return features [N, 512] of N places, from latitudes [N] and longitudes [N] in degrees."""
         place = equal_earth(lat, lon)
         total = place.new_zeros(len(place), FEATURES)
         for number, branch in enumerate(self.branches):
@@ -107,19 +108,22 @@ class Geoclip(MetadataEncoder):
         self.location.requires_grad_(self.tuned)
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute features [N, 512] of latitudes [N] and longitudes [N] in degrees. Each row has length 1."""
+        """Return features [N, 512] of N places, from latitudes [N] and longitudes [N] in degrees.
+
+        Each row has length 1.
+        """
         return functional.normalize(self.location(lat, lon), dim=1)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
         """Return the location encoder's parameters if they started from the package's weights and are trained further.
 
-        Otherwise return none. The optimizer gives these parameters the learning rate of the backbone.
+        Otherwise return an empty tuple. The optimizer gives these parameters the learning rate of the backbone.
         """
         return self.location.parameters() if self.tuned and self.from_package else ()
 
 
 def equal_earth(lat: Tensor, lon: Tensor) -> Tensor:
-    """Project latitudes [N] and longitudes [N] in degrees to points (x, y) [N, 2] of an equal-area map.
+    """Return points (x, y) [N, 2] of the Equal Earth map projection for latitudes [N] and longitudes [N] in degrees.
 
     The map has GeoCLIP's scale: it is about 2 wide and 1 high.
     """
@@ -132,7 +136,7 @@ def equal_earth(lat: Tensor, lon: Tensor) -> Tensor:
 
 
 def load_package_weights(network: LocationNetwork) -> None:
-    """Load the weights that the package `geoclip` carries into `network`.
+    """Load the weights of the location encoder, which the package `geoclip` carries, into `network` in place.
 
     Raises:
         ConfigError: The package is not installed, or its weights are others than expected.
@@ -149,7 +153,7 @@ def load_package_weights(network: LocationNetwork) -> None:
 
 
 def package_file() -> Path:
-    """Return the path of the weights file in the package `geoclip`. Do not import the package: that takes seconds.
+    """Return the path of the weights file in the installed package `geoclip`, without the slow import of the package.
 
     Raises:
         ConfigError: The package is not installed, or has no such file.
@@ -167,7 +171,11 @@ def package_file() -> Path:
 
 
 def _own_name(name: str) -> str:
-    """Translate a tensor's name in the package, such as `LocEnc0.capsule.1.weight`, to that in `LocationNetwork`."""
+    """Return the name in `LocationNetwork` of a tensor of the package `geoclip`.
+
+    Args:
+        name: Name of the tensor in the package, such as `LocEnc0.capsule.1.weight`.
+    """
     parts = name.split(".")
     number = parts[0].removeprefix("LocEnc")
     if parts[-1] == "b":

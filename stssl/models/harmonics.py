@@ -18,7 +18,7 @@ class Harmonics(nn.Module):
     """
 
     def __init__(self, degree: int) -> None:
-        """Compute the factors of the recursion for all harmonics with a degree below `degree`."""
+        """Compute the factors of the recursion for all harmonics with a degree below `degree` (exclusive)."""
         super().__init__()
         self.degree = degree
         self.a: Tensor
@@ -36,9 +36,7 @@ class Harmonics(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def forward(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute the spherical harmonics [N, degree^2] of N places.
-
-        Columns are sorted by the harmonic's degree l, and inside one degree by its order m, from -l to l.
+        """Return the values [N, degree^2] of all spherical harmonics at N places.
 
         Args:
             lat: [N] degrees north.
@@ -60,7 +58,10 @@ class Harmonics(nn.Module):
 
 
 class Sine(nn.Module):
-    """Compute sin(frequency * (W x + b)), initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661)."""
+    """Compute sin(frequency * (W x + b)): a linear layer and a sine.
+
+    It is initialized as in SIREN (Sitzmann et al., NeurIPS 2020, arXiv:2006.09661).
+    """
 
     def __init__(self, inputs: int, outputs: int, frequency: float = 1.0, first: bool = False) -> None:
         """Create the layer, with random weights from the uniform distribution on [-b, b].
@@ -80,6 +81,6 @@ class Sine(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn N input vectors [N, inputs] into activations [N, outputs]."""
+        """Return the activations [N, outputs] of N input vectors `x` [N, inputs]."""
         activation: Tensor = torch.sin(self.frequency * self.linear(x))
         return activation

@@ -11,13 +11,13 @@ UNREACHED = "it cannot be reached, and its cache (HF_HOME) does not have the fil
 
 @contextlib.contextmanager
 def short_of_hub() -> Iterator[bool]:
-    """Test whether Hugging Face's hub answers. If not, let its client use only its cache inside a `with` block.
+    """Test whether Hugging Face's hub answers. If not, let its client use only its local cache inside a `with` block.
 
     Without this test, the client would try each request six times, which takes a minute. The client's warnings are
     hidden inside the block.
 
     Yields:
-        True if only the cache is used.
+        True if only the cache is used: the hub does not answer, or the user chose offline mode (`HF_HUB_OFFLINE`).
     """
     from httpx import HTTPError, InvalidURL, head
     from huggingface_hub import constants

@@ -48,8 +48,8 @@ class Shape:
     Attributes:
         family: Kind of the backbone.
         width: Size of the pooled feature and of the context vector.
-        blocks: Number of channels at each block or stage.
-        heads: Number of attention heads of a block.
+        blocks: Number of channels at each transformer block, or at each stage of another backbone.
+        heads: Number of attention heads of a transformer block.
         class_token: True if the tokens of every block include a class token.
         channels_last: True if feature maps are [images, height, width, channels], False if they are [images, channels,
             height, width].
@@ -69,9 +69,10 @@ class Injection(nn.Module):
     Subclasses (sites) override the methods at the points where their context enters.
 
     Attributes:
-        config_type: Class of the site's part of a recipe.
+        config_type: Class of the site's settings in a recipe.
         families: Kinds of backbones that the site fits.
-        own_token: True if the site adds a token. Distillation compares the final state of this token.
+        own_token: True if the site adds a token to each image's tokens. Distillation compares the final state of this
+            token.
         touched: Numbers of the transformer blocks before which `block` is called, or of the stages of another backbone
             after which it is called.
         head_width: Size of the feature that enters the head.
@@ -104,11 +105,11 @@ class Injection(nn.Module):
 
     @classmethod
     def fits(cls, shape: Shape) -> bool:
-        """Return True if the site can be used with a backbone of this kind and these sizes."""
+        """Return True if the site can be used with a backbone of this kind and these sizes (`shape`)."""
         return shape.family in cls.families
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context vector to the tokens before a transformer block, or to feature maps after a stage.
+        """Add the context vectors to the tokens before a transformer block, or to feature maps after a stage.
 
         Args:
             number: Number of the block or stage, from 0.
@@ -121,16 +122,23 @@ class Injection(nn.Module):
         return values
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the final tokens [images, tokens, width] into the backbone's tokens and the site's own token.
+        """Return the final tokens as two parts: those of the backbone, and the site's own token.
 
-        The site's own token has the shape [images, width]. It is None if the site added no token.
+        Args:
+            tokens: [images, tokens, width] final tokens, or the final feature maps of a backbone without tokens.
+
+        Returns:
+            Backbone's tokens or feature maps; and the site's own token [images, width], or None if the site added no
+                token.
         """
         return tokens, None
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context vectors [images, width] to the pooled features [images, width] before they enter the head.
+        """Return the pooled features with the context vectors added, [images, head_width], as the head takes them.
 
-        Return features [images, head_width]. `context` is None without metadata.
+        Args:
+            feature: [images, width] pooled features of the backbone.
+            context: [images, width] context vectors; None without metadata.
         """
         return feature
 
@@ -141,7 +149,12 @@ class Nowhere(Injection):
     config_type: ClassVar[type[InjectionBase]] = NoInjectionConfig
 
     def __init__(self, config: InjectionBase, shape: Shape) -> None:
-        """Create the site without using `config`, which may be the configuration of another site."""
+        """Create the site for a backbone.
+
+        Args:
+            config: Not used. It may be the configuration of another site.
+            shape: Kind and sizes of the backbone.
+        """
         super().__init__(NoInjectionConfig(), shape)
 
 

@@ -36,12 +36,12 @@ SSL4EO_STD = (791.0, 854.3, 878.7, 1144.9, 1127.5, 1164.2, 1276.0, 1249.5, 1345.
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """Describe weights: which images they were trained on, and where they were published.
+    """Describe published weights: on which images they were trained, and where they were published.
 
     Attributes:
-        title: Name in messages and records.
+        title: Name of the weights in messages and records.
         bands: Bands that the weights were trained on, in the order of the first layer.
-        stored: Type of stored values that `scaling` is meant for.
+        stored: Type of the pixel values, `uint8` or `uint16`, that `scaling` is meant for.
         scaling: Scaling of the training images, for values of that type. Its lists have one number for each band.
         source: Address of the page that publishes the weights.
         license: SPDX identifier of the license of the weights; empty if the page names none.
@@ -57,9 +57,12 @@ class KnownWeights:
     files: str = ""
 
     def scaling_of(self, bands: tuple[str, ...]) -> BandScaling:
-        """Return the scaling for images with the given bands, in their order.
+        """Return the scaling with which the weights were trained, for images with the given bands, in their order.
 
-        A band that the weights do not have gets the mean of the numbers of all bands that they have.
+        A band that the weights do not have gets the mean of the weights' own bands, for each number of the scaling.
+
+        Args:
+            bands: Names of the images' bands. Other spellings, such as `red` for `B04`, are recognized.
         """
         own = [same_band(band) for band in self.bands]
         places = [own.index(same_band(band)) if same_band(band) in own else None for band in bands]
@@ -73,7 +76,12 @@ class KnownWeights:
 
 
 def display(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling of 8-bit images that were divided by 255 and then standardized by each band's mean and std."""
+    """Return the scaling of 8-bit images that divides by 255, then subtracts each band's mean and divides by its std.
+
+    Args:
+        mean: Mean of each band, for values from 0 to 1.
+        std: Standard deviation of each band, for values from 0 to 1.
+    """
     count = len(mean)
     return BandScaling(
         (0.0,) * count, (255.0,) * count, tuple(255 * value for value in mean), tuple(255 * value for value in std)
@@ -81,17 +89,33 @@ def display(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
 
 
 def reflectance(count: int) -> BandScaling:
-    """Return the scaling for `count` bands that hold reflectance times 10,000: it divides by 10,000."""
+    """Return the scaling of reflectances times 10,000 that clips them to 0..10,000 and divides by 10,000.
+
+    Args:
+        count: Number of bands.
+    """
     return BandScaling((0.0,) * count, (10_000.0,) * count, (0.0,) * count, (10_000.0,) * count)
 
 
 def standardized(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling of reflectances times 10,000 that subtracts each band's mean and divides by its deviation."""
+    """Return the scaling of reflectances times 10,000 that subtracts each band's mean and divides by its std.
+
+    Before, it clips them to 0..10,000.
+
+    Args:
+        mean: Mean of each band, for reflectances times 10,000.
+        std: Standard deviation of each band, for reflectances times 10,000.
+    """
     return BandScaling((0.0,) * len(mean), (10_000.0,) * len(mean), mean, std)
 
 
 def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
-    """Return the scaling that maps each band's mean - 2 std to 0 and mean + 2 std to 1, and clips values outside."""
+    """Return the scaling that maps each band's mean - 2 std to 0 and mean + 2 std to 1, and clips values outside.
+
+    Args:
+        mean: Mean of each band, in the units of the stored values.
+        std: Standard deviation of each band, in the same units.
+    """
     low = tuple(m - 2 * s for m, s in zip(mean, std, strict=True))
     high = tuple(m + 2 * s for m, s in zip(mean, std, strict=True))
     return BandScaling(low, high, low, tuple(4 * s for s in std))
@@ -100,9 +124,15 @@ def four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> BandScaling:
 def rgb(
     title: str, source: str, license: str, files: str = "", *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> KnownWeights:
-    """Return a description of weights that were trained on 8-bit RGB images.
+    """Return a description of published weights that were trained on 8-bit RGB images.
 
-    `mean` and `std` are the statistics by which the images were standardized, for values from 0 to 1.
+    Args:
+        title: Name of the weights in messages and records.
+        source: Address of the page that publishes the weights.
+        license: SPDX identifier of the license of the weights; empty if the page names none.
+        files: Regular expression of the published file names; empty if the weights are recognized in another way.
+        mean: Mean of red, green and blue by which the training images were standardized, for values from 0 to 1.
+        std: Standard deviation of red, green and blue, likewise for values from 0 to 1.
     """
     return KnownWeights(title, RGB, "uint8", display(mean, std), source, license, files)
 
@@ -196,13 +226,17 @@ ARCH_OF_KERNEL = {"c0673c5ff28b4719bfe162fa3bd843d6": "tf_efficientnet_lite0"}
 
 
 def known_by_name(path: str) -> KnownWeights | None:
-    """Describe the published weights that have the file name of `path`; None if no known weights have this name."""
+    """Return the description of the published weights whose file name `path` has; None if no known weights have it."""
     name = Path(path).name
     return next((known for known in KNOWN_FILES if known.files and re.fullmatch(known.files, name)), None)
 
 
 def satmae_sentinel(dropped: list[int]) -> KnownWeights:
-    """Describe a SatMAE's weights that were trained on fMoW-Sentinel without the bands at the indexes `dropped`."""
+    """Return a description of SatMAE's weights that were trained on fMoW-Sentinel without some of the 13 bands.
+
+    Args:
+        dropped: Indexes of the missing bands among the bands of Sentinel-2, from 0.
+    """
     kept = [place for place in range(len(SENTINEL2)) if place not in dropped]
     scaling = four_sigmas(tuple(FMOW_S2_MEAN[i] for i in kept), tuple(FMOW_S2_STD[i] for i in kept))
     source = "https://github.com/sustainlab-group/SatMAE"
@@ -211,5 +245,5 @@ def satmae_sentinel(dropped: list[int]) -> KnownWeights:
 
 
 def arch_of_kernel(kernel: Tensor) -> str | None:
-    """Return timm's name of the network whose published first layer has `kernel`; None if the kernel is not known."""
+    """Return timm's name of the network whose published first layer has the kernels `kernel`; None if none has."""
     return ARCH_OF_KERNEL.get(column_hash(kernel.detach().float().numpy()))

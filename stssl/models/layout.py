@@ -17,9 +17,10 @@ bound is 8.
 
 
 def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Choose the memory format of a network's kernels and images: channels_last, unless it can damage memory.
+    """Return the memory format for a network's kernels and images: `channels_last`, unless this can damage memory.
 
-    It can on the CPU, in strided 1x1 convolutions with few channels; see `SAFE_CHANNELS`.
+    It can on the CPU, in strided 1x1 convolutions with fewer than `SAFE_CHANNELS` input channels per group, because of
+    an error in oneDNN. A network with such a convolution gets `contiguous_format` there.
 
     Args:
         network: Network, or a module with several networks that get the same images.
@@ -38,7 +39,10 @@ def _overruns(part: nn.Module) -> bool:
 
 
 def placed(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Move a network to a device, in the memory format that `memory_format` chooses for it. Return this format."""
+    """Move a network, in place, to a device and into a safe memory format for that device. Return this format.
+
+    It is `channels_last`, or `contiguous_format` where `channels_last` could damage memory.
+    """
     chosen = memory_format(network, device)
     network.to(device)
     network.to(memory_format=chosen)

@@ -40,10 +40,10 @@ class EncoderBase(Config):
 
 
 class MetadataEncoder(nn.Module):
-    """Encode place and date as one context vector. Learned embeddings replace missing places and dates.
+    """Encode place and date of patches as one context vector each. Learned embeddings replace missing places and dates.
 
     Attributes:
-        config_type: Class of the encoder's part of a recipe.
+        config_type: Class of the encoder's settings in a recipe.
     """
 
     config_type: ClassVar[type[EncoderBase]]
@@ -54,7 +54,8 @@ class MetadataEncoder(nn.Module):
         Args:
             config: Settings of the encoder.
             width: Size of the context vector.
-            places: [patches, 4] places and dates of the training patches, for encoders that standardize.
+            places: [patches, 4] places and dates of the training patches, NaN where missing, for encoders that
+                standardize.
             sizes: Number of features of the place, and number of features of the date.
         """
         super().__init__()
@@ -64,31 +65,49 @@ class MetadataEncoder(nn.Module):
         self.head = self.make_head(sum(sizes), width)
 
     def make_head(self, size: int, width: int) -> nn.Module:
-        """Build two linear layers that turn `size` features into the context vector, as in arXiv:2404.18583."""
+        """Return a module of two linear layers, with GELU between, that turns features into the context vector.
+
+        The layers are those of arXiv:2404.18583.
+
+        Args:
+            size: Number of features of a place and a date together.
+            width: Size of the context vector.
+        """
         return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
 
     @abstractmethod
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Compute the features [N, features] of N places from latitudes [N] and longitudes [N] in degrees."""
-
-    def date(self, day: Tensor, hour: Tensor) -> Tensor:
-        """Compute the features [N, features] of N dates. By default, they are a point on a circle, one turn per year.
+        """Return the features [N, features] of N places.
 
         Args:
-            day: [N] day of the year, 1..366.
+            lat: [N] degrees north, never NaN.
+            lon: [N] degrees east, never NaN.
+        """
+
+    def date(self, day: Tensor, hour: Tensor) -> Tensor:
+        """Return the features [N, features] of N dates. By default, they are a point on a circle, one turn per year.
+
+        The default does not use the hour.
+
+        Args:
+            day: [N] day of the year, 1..366, never NaN.
             hour: [N] UTC hour, 0..24; NaN if missing.
         """
         return circle(day / YEAR)
 
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Return the encoder's parameters that started from pretrained weights and are trained. The default is none.
+        """Return those parameters of the encoder that started from pretrained weights and are trained.
 
-        The optimizer gives them the learning rate of the backbone.
+        The default is none. The optimizer gives them the learning rate of the backbone.
         """
         return ()
 
     def forward(self, metadata: Tensor) -> Tensor:
-        """Encode a table of places and dates [N, 4] as context vectors [N, width]. Missing values are NaN."""
+        """Return context vectors [N, width] of N patches.
+
+        Args:
+            metadata: [N, 4] latitude, longitude, day of the year and UTC hour of each patch; NaN if missing.
+        """
         # Compute in fp32: bf16 has only 8 bits of precision, so places 40 km apart would look equal.
         with torch.autocast(metadata.device.type, enabled=False):
             return self._context(metadata)
@@ -106,9 +125,9 @@ class MetadataEncoder(nn.Module):
         return context
 
     def _kept(self, known: Tensor) -> Tensor:
-        """Return a mask [N] of the patches whose known places (or dates) the encoder uses.
+        """Return a mask [N]: True for the patches whose known place (or date) the encoder uses.
 
-        In training, it leaves out a random share of them, `dropout`.
+        In training, the encoder ignores a random share `dropout` of the known places (or dates).
 
         Args:
             known: [N] True for patches whose place (or date) is known.

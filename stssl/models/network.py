@@ -1,4 +1,8 @@
-"""Build networks: a backbone and, for some roles, an encoder of place and date whose vector enters at a site."""
+"""Build networks: a backbone and, for some roles, an encoder of place and date and a site.
+
+A role is the purpose of a network, such as `teacher`. A site is the layers that add the encoder's vector to the
+backbone.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,12 +35,13 @@ Head = Literal["new", "weights"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold what a network computes for some images: logits, and the vectors that distillation compares.
+    """Hold what a network computes for n images: logits, and the vectors that distillation compares.
 
     Attributes:
-        logits: [images, classes] logits.
-        context: [images, size] vectors: the final state of the site's own token, or the pooled feature (of a student,
-            after a linear layer). In distillation, the student learns to predict the teacher's vectors from pixels.
+        logits: [n, classes] logits.
+        context: [n, size] vectors: the final state of the token that the injection site has added, or the pooled
+            feature (of a student, after a linear layer). In distillation, the student learns to predict the teacher's
+            vectors from pixels.
     """
 
     logits: Tensor
@@ -51,12 +56,12 @@ class Network(nn.Module):
     def __init__(
         self, backbone: Backbone, site: Injection, encoder: MetadataEncoder | None, project: nn.Module, tokens: bool
     ) -> None:
-        """Join the parts of a network that `build_network` made.
+        """Join the parts of a network.
 
         Args:
             backbone: Backbone with its head.
             site: Site where the context enters the backbone.
-            encoder: Encoder of metadata; None for networks that see no metadata.
+            encoder: Encoder of place and date; None for networks that see no metadata.
             project: Layer that turns the pooled feature into the vector that distillation compares.
             tokens: True if the backbone is a transformer, which computes tokens; False if it computes feature maps.
         """
@@ -65,7 +70,10 @@ class Network(nn.Module):
         self.tokens = tokens
 
     def train(self, mode: bool = True) -> "Network":
-        """Set training or evaluation mode, and return the network. A frozen backbone stays in evaluation mode."""
+        """Set training mode (`mode` True) or evaluation mode, and return the network.
+
+        A frozen backbone stays in evaluation mode.
+        """
         super().train(mode)
         for part in self.children():
             if is_frozen(part):
@@ -73,12 +81,12 @@ class Network(nn.Module):
         return self
 
     def forward(self, image: Tensor, metadata: Tensor | None = None, inject: bool = True) -> Prediction:
-        """Predict the classes of images.
+        """Predict the classes of images. Return the logits and the vectors that distillation compares.
 
         Args:
             image: [images, bands, height, width], normalized.
-            metadata: [images, 4] table of place and date (see `MetadataColumn`), with NaN for missing values; None if
-                all values are missing. Networks without an encoder ignore it.
+            metadata: [images, 4] latitude, longitude, day of the year and UTC hour, with NaN for missing values; None
+                if all values are missing. Networks without an encoder ignore it.
             inject: False lets no context enter the backbone's blocks or stages, but the site `late` still adds it
                 afterwards. CDMAD needs this for the blank image whose logits it subtracts.
         """
@@ -87,26 +95,39 @@ class Network(nn.Module):
         return Prediction(logits, self.project(feature if token is None else token))
 
     def embedding(self, image: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Compute the pooled features [images, width] of images. The head turns them into logits.
+        """Return the pooled features of images, from which the head computes logits.
+
+        They have the shape [images, width], or [images, 2 * width] if the site `late` appends the context.
 
         Args:
             image: [images, bands, height, width], normalized.
-            metadata: [images, 4] table of place and date; see `forward`.
+            metadata: [images, 4] latitude, longitude, day of the year and UTC hour, with NaN for missing values; None
+                if all values are missing.
         """
         return self._pooled(image, metadata, True)[0]
 
     def _pooled(self, image: Tensor, metadata: Tensor | None, inject: bool) -> tuple[Tensor, Tensor | None]:
-        """Compute the pooled features of images, and the final state of the site's own token (None without one)."""
+        """Compute the features that enter the head.
+
+        Args:
+            image: [images, bands, height, width], normalized.
+            metadata: [images, 4] places and dates, with NaN for missing values; None if all values are missing.
+            inject: False lets no context enter the backbone's blocks or stages.
+
+        Returns:
+            Pooled features [images, features], with the context if the site adds it there; and the final state
+                [images, width] of the site's own token, or None if the site adds no token.
+        """
         context = self._context(image, metadata)
         site = self.site if inject else NOWHERE
         features, token = site.leave(self.features(image, context, site))
         return self.site.pooled(self.backbone.forward_head(features, pre_logits=True), context), token
 
     def features(self, image: Tensor, context: Tensor | None, site: Injection) -> Tensor:
-        """Compute the backbone's final tokens or feature maps of images, after the site has added the context vectors.
+        """Return the backbone's final tokens or feature maps of images. On the way, `site` adds the context vectors.
 
         Args:
-            image: [images, bands, height, width] images, normalized.
+            image: [images, bands, height, width], normalized.
             context: [images, width] context vectors; None without metadata.
             site: Site where the context enters.
         """
@@ -151,7 +172,7 @@ def build_network(
     head: Head = "new",
     freeze: bool = False,
 ) -> Network:
-    """Build one network of a run, with the weights from which its training starts.
+    """Build one network of a run, with the weights from which its training starts, and return it.
 
     Args:
         backbone: Name of a timm model, or `slim_resnet`.
@@ -160,7 +181,7 @@ def build_network(
         in_channels: Number of bands.
         classes: Number of classes.
         encoder: Configuration of the metadata encoder.
-        injection: Configuration of the site.
+        injection: Configuration of the site where the encoder's vector enters the backbone.
         role: Purpose of the network: `plain`, `student`, `teacher` or `direct`.
         weights: Weights to start from: a value of `model.weights`, or weights that are already in memory.
         distill: True if the student learns from the teacher's outputs by distillation.
@@ -219,11 +240,11 @@ def check_fit(*, backbone: str, backbone_args: JsonMapping, image_size: int, inj
 
 
 def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injection:
-    """Create the injection site (the layers by which metadata enters) for a backbone.
+    """Create and return the injection site (the layers by which metadata enters) for a backbone.
 
     Args:
         injection: Configuration of the site.
-        shape: Description of the backbone.
+        shape: Kind and sizes of the backbone.
         backbone: Name of the backbone in messages.
 
     Raises:
@@ -239,7 +260,7 @@ def make_site(injection: InjectionBase, shape: Shape, backbone: str) -> Injectio
 
 
 def _start_head_from_zero(backbone: Backbone) -> None:
-    """Set the head's weights to zero.
+    """Set the weights and biases of the backbone's head to zero, in place.
 
     The gradients of a random head would change pretrained features before the head has learned anything.
     """
@@ -249,9 +270,12 @@ def _start_head_from_zero(backbone: Backbone) -> None:
 
 
 def _widen_head(backbone: Backbone, width: int) -> None:
-    """Replace the backbone's head by one that takes a wider feature, with the old weights for the old inputs.
+    """Replace the backbone's head, in place, by one that takes a feature of size `width`, which is larger than before.
 
-    The weights of the additional inputs are 0.
+    The old weights stay for the old inputs. The weights of the additional inputs are 0.
+
+    Raises:
+        TypeError: The head is not one linear layer.
     """
     old = backbone.get_classifier()
     if not isinstance(old, nn.Linear):

@@ -15,17 +15,23 @@ PUBLISHED_WEIGHTS: Mapping[str, str] = MappingProxyType(
 
 
 def where_published(variable: str) -> str:
-    """Return a sentence with the address of the weights file whose local path an environment variable holds.
+    """Return a sentence for a message: the address from which the weights file of an environment variable comes.
 
-    It is empty if this module does not list the variable.
+    It begins with a space. It is empty if this module does not list the variable.
+
+    Args:
+        variable: Name of the environment variable that holds the local path of the file, such as `USB_VIT_S16`.
     """
     return f" The authors publish this file at {PUBLISHED_WEIGHTS[variable]}" if variable in PUBLISHED_WEIGHTS else ""
 
 
 def where_to_get(path: str) -> str:
-    """Return a sentence with the address where a missing file of weights can be downloaded, given its local path.
+    """Return a sentence for a message: the address where a missing file of weights can be downloaded.
 
-    It is empty if none of the environment variables in `PUBLISHED_WEIGHTS` holds this path.
+    It begins with a space. It is empty if no environment variable that this module lists holds the path.
+
+    Args:
+        path: Absolute local path of the missing file.
     """
     named = (name for name in PUBLISHED_WEIGHTS if os.path.abspath(os.environ.get(name) or "/") == path)  # noqa: PTH100
     return next(map(where_published, named), "")

@@ -49,7 +49,7 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
 
     Args:
         weights: Tensors by name.
-        entries: Further entries of the header: texts by name.
+        entries: Further entries of the file's header: texts by name.
     """
     tensors = {name: value.contiguous() for name, value in weights.items()}
     about = {"format": "pt", WRITER: __version__, **(entries or {})}
@@ -64,18 +64,23 @@ def seal(weights: Mapping[str, Tensor], entries: Mapping[str, str] | None = None
 
 
 def read_sealed(path: Path) -> dict[str, Tensor]:
-    """Check a safetensors file against its checksum, and return its tensors by name; see `read_with_header`."""
+    """Read a safetensors file, check its contents against its checksum, if it has one, and return its tensors by name.
+
+    Raises:
+        ConfigError: The contents differ from the checksum.
+        SafetensorError: The file is not a safetensors file.
+    """
     return read_with_header(path)[0]
 
 
 def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file, and compare its contents with its checksum, if it has one.
 
-    Files of other programs have no checksum. Exports of older versions of this package have none either: each of them
-    gives one warning.
+    Files of other programs have no checksum. Exports of older versions of this package have none either: each of these
+    files gives one warning.
 
     Returns:
-        The tensors by name, and the texts of the header by name.
+        Dict of the tensors by name; and dict of the header's texts by name, with the checksum.
 
     Raises:
         ConfigError: The contents differ from the checksum.
@@ -99,7 +104,12 @@ def read_with_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the header and all tensors as hexadecimal text. The order in the file does not matter."""
+    """Return the SHA-256 of a file's header entries and tensors, as hexadecimal text. Their order does not matter.
+
+    Args:
+        tensors: Tensors by name.
+        header: Texts of the header by name, without the checksum.
+    """
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

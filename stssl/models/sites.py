@@ -42,16 +42,25 @@ class Token(Injection):
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, shape.width), std=0.02))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Append the token with the context to the backbone's tokens [images, tokens, width].
+        """Return the tokens [images, tokens + 1, width]: those of the backbone, then the site's own token.
 
-        Return tokens [images, tokens + 1, width].
+        Its own token is the position embedding plus the context vector.
+
+        Args:
+            number: Not used.
+            values: [images, tokens, width] tokens of the backbone.
+            context: [images, width] context vectors; None appends only the position embedding.
         """
         # `len` would fix the number of images in an exported graph; `shape[0]` leaves it open.
         token = self.position.expand(values.shape[0], -1, -1)
         return torch.cat([values, token if context is None else token + context[:, None]], 1)
 
     def leave(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the final tokens [images, tokens + 1, width] into the backbone's own tokens and the appended token."""
+        """Split the final tokens [images, tokens + 1, width] into two parts.
+
+        Returns:
+            Backbone's own tokens [images, tokens, width], and the appended token [images, width].
+        """
         return tokens[:, :-1], tokens[:, -1]
 
 
@@ -75,6 +84,10 @@ class ClassAdd(Injection):
     def __init__(self, config: ClassAddConfig, shape: Shape) -> None:
         """Create the site for a backbone that has a class token.
 
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
+
         Raises:
             ConfigError: The backbone has no class token, or no block with the number in `config`.
         """
@@ -85,7 +98,13 @@ class ClassAdd(Injection):
             )
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context vectors to the first of the tokens [images, tokens, width], which is the class token."""
+        """Return the tokens with the context vectors added to the first one, the class token.
+
+        Args:
+            number: Not used.
+            values: [images, tokens, width] tokens of the backbone.
+            context: [images, width] context vectors; None leaves the tokens unchanged.
+        """
         if context is None:
             return values
         return torch.cat([values[:, :1] + context[:, None], values[:, 1:]], 1)
@@ -116,7 +135,13 @@ class TokenAdd(Injection):
         self.scale = nn.Parameter(torch.tensor(config.scale))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Add the context vectors [images, width], times the learned scale, to all tokens [images, tokens, width]."""
+        """Return the tokens with the context vectors, times the learned scale, added to each of them.
+
+        Args:
+            number: Not used.
+            values: [images, tokens, width] tokens of the backbone.
+            context: [images, width] context vectors; None leaves the tokens unchanged.
+        """
         return values if context is None else values + self.scale * context[:, None]
 
 
@@ -127,12 +152,18 @@ class FilmConfig(InjectionBase):
 
 
 class Film(Injection):
-    """Scale and shift the channels by factors made from the context vector (FiLM, Perez et al., arXiv:1709.07871)."""
+    """Scale and shift the backbone's channels by factors made from the context vector.
+
+    This is FiLM (Perez et al., arXiv:1709.07871).
+    """
 
     config_type: ClassVar[type[InjectionBase]] = FilmConfig
 
     def __init__(self, config: FilmConfig, shape: Shape) -> None:
-        """Create one layer for each block or stage. All weights are 0, so the backbone is unchanged at the start."""
+        """Create one linear layer for each block or stage.
+
+        All weights are 0, so the backbone is unchanged at the start.
+        """
         super().__init__(config, shape)
         self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
         self.layers = nn.ModuleList(nn.Linear(shape.width, 2 * channels) for channels in shape.blocks)
@@ -141,13 +172,18 @@ class Film(Injection):
 
     @classmethod
     def fits(cls, shape: Shape) -> bool:
-        """Return True if the backbone has a list of blocks or stages."""
+        """Return True if the backbone has at least one block or stage, as its description `shape` says."""
         return bool(shape.blocks)
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
         """Return tokens or feature maps with scaled and shifted channels: values * (1 + scale) + shift.
 
-        A linear layer makes `scale` and `shift` [images, channels] from the context vectors [images, width].
+        A linear layer makes `scale` and `shift` [images, channels] from the context vectors.
+
+        Args:
+            number: Number of the block or stage, from 0, which chooses the linear layer.
+            values: [images, tokens, channels] tokens, or feature maps with the channels in the second or the last axis.
+            context: [images, width] context vectors; None leaves the values unchanged.
         """
         if context is None:
             return values
@@ -175,9 +211,9 @@ class CrossAttentionConfig(InjectionBase):
 
 
 class CrossAttention(Injection):
-    """Let tokens attend to vectors made from the context. A learned gate, 0 at the start, scales the result.
+    """Let tokens attend to vectors made from the context (encoded place and date). A learned gate scales the result.
 
-    The gate is that of Flamingo (arXiv:2204.14198).
+    The gate is that of Flamingo (arXiv:2204.14198), and 0 at the start.
     """
 
     config_type: ClassVar[type[InjectionBase]] = CrossAttentionConfig
@@ -192,7 +228,13 @@ class CrossAttention(Injection):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def block(self, number: int, values: Tensor, context: Tensor | None) -> Tensor:
-        """Return the tokens [images, tokens, width] plus their attention to the context, times the learned gate."""
+        """Return the tokens plus their attention to vectors made from the context, times the learned gate's tanh.
+
+        Args:
+            number: Not used.
+            values: [images, tokens, width] tokens of the backbone.
+            context: [images, width] context vectors; None leaves the tokens unchanged.
+        """
         if context is None:
             return values
         keys = self.keys(context).view(context.shape[0], -1, context.shape[1])
@@ -212,12 +254,17 @@ class Late(Injection):
     config_type: ClassVar[type[InjectionBase]] = LateConfig
 
     def __init__(self, config: LateConfig, shape: Shape) -> None:
-        """Create the site. It doubles the size of the head's input, which gets feature and context."""
+        """Create the site. It doubles the size of the head's input: the pooled feature, then the context vector."""
         super().__init__(config, shape)
         self.head_width = 2 * shape.width
 
     def pooled(self, feature: Tensor, context: Tensor | None) -> Tensor:
-        """Concatenate pooled features and context vectors, each [images, width], to [images, 2 * width]."""
+        """Return pooled features and context vectors, concatenated to [images, 2 * width].
+
+        Args:
+            feature: [images, width] pooled features of the backbone.
+            context: [images, width] context vectors; None returns the features unchanged.
+        """
         return feature if context is None else torch.cat([feature, context], 1)
 
 

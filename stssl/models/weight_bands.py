@@ -1,4 +1,4 @@
-"""Match the bands of weights with the bands of images by name, and pick the kernels of a first layer accordingly."""
+"""Match the bands of weights with the bands of images by name, and pick the first layer's kernels for these images."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ COLOR_BANDS = {"red": "B04", "green": "B03", "blue": "B02", "r": "B04", "g": "B0
 
 
 class PickedBands(NamedTuple):
-    """Hold which band of a weights file gives the kernels for each band of the images.
+    """Tell which band of a weights file gives the kernels for each band of the images.
 
     Attributes:
         places: Index of each image band among the bands of the file; None if the file lacks it.
-        dropped: Bands that only the file has.
-        filled: Bands that only the images have.
+        dropped: Names of bands that only the file has.
+        filled: Names of bands that only the images have.
     """
 
     places: list[int | None]
@@ -35,12 +35,15 @@ class PickedBands(NamedTuple):
 
     @property
     def changes(self) -> bool:
-        """Return True if the kernels of the file must be reordered, dropped or filled for the images."""
+        """Return True if the kernels of the file must be reordered, dropped or filled for the bands of the images."""
         return self.places != list(range(len(self.places))) or bool(self.dropped)
 
 
 def same_band(name: str) -> str:
-    """Return one name for all spellings of a band: `B4` and `red` become `B04`, `b8a` becomes `B8A`."""
+    """Return the one name that stands for all spellings of a band: `B04` for `B4` and `red`, `B8A` for `b8a`.
+
+    A name that is not known is returned in lower case.
+    """
     lower = name.strip().lower()
     if lower in COLOR_BANDS:
         return COLOR_BANDS[lower]
@@ -55,14 +58,17 @@ def pick_bands(
 ) -> PickedBands:
     """Find each band of the images among the bands of a weights file.
 
+    Return their indexes, and the bands without a match.
+
     Args:
-        file_bands: Bands of the file, sorted as in its first layer.
-        image_bands: Bands of the images, sorted as in their channels.
-        missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
+        file_bands: Names of the file's bands, sorted as in its first layer.
+        image_bands: Names of the images' bands, sorted as in their channels.
+        missing: How bands that the file lacks will be filled, `zero` or `mean`; None raises an error for them.
         what: Name of the weights in messages.
 
     Raises:
-        ConfigError: The file lacks a band of the images and `missing` is None, or the file has none of the bands.
+        ConfigError: The file lacks a band of the images and `missing` is None, or the file has none of the images'
+            bands.
     """
     known = [same_band(band) for band in file_bands]
     wanted = [same_band(band) for band in image_bands]
@@ -87,12 +93,12 @@ def picked_kernels(kernel: Tensor, picked: PickedBands, missing: BandsMissing | 
 
     Args:
         kernel: [outputs, file bands, height, width] kernels of the file.
-        picked: Band of the file for each band of the images, from `pick_bands`.
-        missing: How to fill bands that the file lacks: `zero` or `mean`.
+        picked: Result of `pick_bands`: index of the file's band for each band of the images.
+        missing: How to fill bands that the file lacks: `zero`, or `mean` of the file's kernels. None acts as `zero`.
 
     Returns:
-        [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged; they are
-            scaled if others are filled with the mean.
+        [outputs, image bands, height, width] kernels. Those of bands that the file has are unchanged. But if bands are
+            filled with the mean, all kernels are scaled, so that their sum over the bands stays about as large.
     """
     by_mean = bool(picked.filled) and missing == "mean"
     other = kernel.mean(1) if by_mean else torch.zeros_like(kernel[:, 0])

@@ -39,9 +39,10 @@ class WeightFile(NamedTuple):
 
     Attributes:
         tensors: Tensors by name.
-        rest: Other contents, such as the settings of the trainer.
-        container: Key of the file under which the tensors were; None if they were at the top level.
-        other: Names of entries that were not tensors, and of containers that were not used.
+        rest: Other contents by name, such as the settings of the trainer.
+        container: Key of the file under which the tensors were, such as `state_dict`; None if they were at the top
+            level.
+        other: Names of the entries that were not used: they are no tensors, or stand outside the container.
     """
 
     tensors: StateDict
@@ -50,9 +51,7 @@ class WeightFile(NamedTuple):
     other: list[str]
 
     def setting(self, *names: str) -> object:
-        """Return a setting of the program that trained the weights, such as its dataset.
-
-        Trainers store their settings at the top level of the file, in `args`, or in `hyper_parameters`.
+        """Return a setting of the program that trained the weights, such as the name of its data set.
 
         Args:
             *names: Names that the setting has in different programs.
@@ -71,6 +70,9 @@ class WeightFile(NamedTuple):
 
 def read_weight_file(path: str) -> WeightFile:
     """Read a file of weights, in the format of safetensors or of `torch.save`. Run no code from it.
+
+    Returns:
+        Tensors by name, and the file's other contents.
 
     Raises:
         ConfigError: The file does not exist, is damaged, holds objects besides tensors and harmless values, or holds no
@@ -98,9 +100,12 @@ def read_weight_file(path: str) -> WeightFile:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in words for an error message why a file could not be read.
+    """Return words for an error message on why a file could not be read.
 
     torch's own message is not shown: it would advise to run code of the file.
+
+    Args:
+        error: Error that torch or safetensors raised.
     """
     text = str(error)
     found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text) or re.search(r"GLOBAL ([\w.]+)", text)
@@ -113,7 +118,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _opened(content: object, path: str) -> WeightFile:
-    """Separate the tensors in the contents of a file from its other entries.
+    """Return the contents of a file with its tensors separated from its other entries.
+
+    Args:
+        content: Contents as torch or safetensors read them: a dict of tensors, or one that has such a dict in it.
+        path: Path of the file, for the message.
 
     Raises:
         ConfigError: The contents hold no tensors by name.

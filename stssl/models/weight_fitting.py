@@ -26,13 +26,13 @@ class Matching:
     """Record which tensors of a weights file were loaded into a backbone, and which did not match.
 
     Attributes:
-        loaded: Names of tensors that were taken, also those that were reshaped.
+        loaded: Names of tensors that were loaded, also those that were reshaped.
         missing: Names of tensors of the backbone that the file lacks: they keep their random values.
         unexpected: Names of tensors of the file that were not used.
-        reshaped: Names of tensors that were adapted, each with a description of the change.
-        file_bands: Bands of the file; None if unknown.
-        dropped: Bands that only the file has.
-        filled: Bands that only the images have.
+        reshaped: For the name of each tensor that was adapted, a description of the change, such as `to 4 bands`.
+        file_bands: Names of the file's bands; None if unknown.
+        dropped: Names of bands that only the file has.
+        filled: Names of bands that only the images have.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -44,7 +44,10 @@ class Matching:
     filled: list[str] = field(default_factory=list)
 
     def about(self) -> JsonObject:
-        """Return these names and bands, and the number of loaded tensors, as JSON values for the record of a run."""
+        """Return this record as JSON values for the record of a run: names of tensors and bands.
+
+        Of the loaded tensors, it has only the number.
+        """
         bands: JsonObject = {"file": list(self.file_bands) if self.file_bands else None}
         bands |= {"dropped": [*self.dropped], "filled": [*self.filled]}
         return {
@@ -56,7 +59,10 @@ class Matching:
         }
 
     def lines(self) -> list[str]:
-        """Return lines for the log, each with the names of one kind, such as missing tensors or dropped bands."""
+        """Return lines of text for the log. Each has the names of one kind, such as missing tensors or dropped bands.
+
+        Of the loaded tensors, a line tells only the number.
+        """
         rows = {
             "loaded": [f"{len(self.loaded)} tensors"],
             "missing": self.missing,
@@ -81,7 +87,7 @@ def fit_weights(
     missing: BandsMissing | None = None,
     with_head: bool = False,
 ) -> Matching:
-    """Load weights into a backbone. Adapt them to its bands and image size.
+    """Load weights into a backbone, in place, adapted to its bands and image size.
 
     Args:
         backbone: Backbone that `make_backbone` built.
@@ -91,7 +97,7 @@ def fit_weights(
         with_head: True to load the head, too.
 
     Returns:
-        Which tensors were loaded or changed, and which did not match.
+        Record of the tensors that were loaded or changed, and of those that did not match.
 
     Raises:
         ConfigError: The weights are of another network, or of other bands.
@@ -131,11 +137,11 @@ def fit_weights(
 
 
 def _refuse_others(state: StateDict, needed: StateDict, checkpoint: Checkpoint) -> None:
-    """Check that the tensors to load have the names and shapes of the backbone's tensors.
+    """Check that the tensors of a weights file have the names and shapes of the backbone's tensors.
 
     Args:
-        state: Tensors of the weights, by the backbone's names.
-        needed: Tensors of the backbone that are loaded.
+        state: Tensors of the file that are to be loaded, by the backbone's names.
+        needed: Tensors of the backbone that the file must have, by name.
         checkpoint: The weights, for the message.
 
     Raises:
@@ -167,10 +173,14 @@ def _place(checkpoint: Checkpoint) -> str:
 
 
 def _renamed(name: str, own: StateDict) -> str:
-    """Return the backbone's name for a tensor of a file, which differs only for the last norm of transformers.
+    """Return the backbone's name for a tensor of a file. It differs only for the last norm of transformers.
 
     timm calls this norm `fc_norm` if the transformer pools by averaging, because it comes after the pooling. Other
     programs always call it `norm`.
+
+    Args:
+        name: Name of the tensor in the file.
+        own: Tensors of the backbone by name.
     """
     for other in ("fc_" + name, name.removeprefix("fc_")):
         if name not in own and other in own:
@@ -183,7 +193,7 @@ def _head(backbone: nn.Module) -> str:
 
 
 def first_layer(backbone: nn.Module) -> str:
-    """Return the name of the tensor with a backbone's first kernels, which read the bands of the images."""
+    """Return the name of the tensor with the kernels of a backbone's first layer, which reads the images."""
     first = getattr(backbone, "default_cfg", {}).get("first_conv", "conv1")
     return f"{first[0] if isinstance(first, tuple | list) else first}.weight"
 
@@ -197,7 +207,9 @@ def _of_bands(
     missing: BandsMissing | None,
     found: Matching,
 ) -> Tensor:
-    """Return the first layer's kernels for the bands of the images, and note changes of the bands in `found`.
+    """Return the kernels of a file's first layer for the bands of the images, [outputs, image bands, height, width].
+
+    If the kernels change, note in `found` which bands were dropped or filled.
 
     Args:
         kernel: [outputs, file bands, height, width] kernels of the weights file.
@@ -205,7 +217,7 @@ def _of_bands(
         checkpoint: The weights, with the names of their bands if known.
         image_bands: Names of the bands of the images; None if they are not known.
         missing: How to fill bands that the file lacks, `zero` or `mean`; None raises an error for them.
-        found: Record of the match.
+        found: Record of the match, which this function changes in place.
 
     Raises:
         ConfigError: The numbers of bands differ and their names are not known, or the file lacks bands.
@@ -235,20 +247,24 @@ def _of_bands(
 
 
 def first_layer_text(kernel: Tensor) -> str:
-    """Return the words that name the first layer in the log, with the shape of its kernels in the weights file."""
+    """Return the words for the log that name the first layer, with the shape of its kernels in the weights file.
+
+    Args:
+        kernel: Kernels of the weights file.
+    """
     return f"first layer {tuple(kernel.shape)}"
 
 
 def _moved(value: Tensor, own: Tensor, backbone: nn.Module, found: Matching) -> Tensor:
     """Return a file's position embeddings, resized to the backbone's grid of patches by bicubic interpolation.
 
-    If they fit already or cannot be resized, return them unchanged. Note a change in `found`.
+    If they fit already or cannot be resized, return them unchanged. Note a resize in `found`, in place.
 
     Args:
         value: [1, tokens, width] position embeddings of the file.
         own: [1, tokens, width] position embeddings of the backbone.
-        backbone: Backbone with the grid.
-        found: Record of the match.
+        backbone: Backbone with the grid of patches to which the embeddings are resized.
+        found: Record of the tensors that were adapted.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 

@@ -1,8 +1,9 @@
 """Recognize by the names of its tensors which program wrote a file of weights, and translate the names to timm's.
 
-The names are translated in two steps. First, the prefix of each of `WRAPPERS` that fits is removed: trainers put it
-before the names of one network among several. Then the first of `DIALECTS` that fits translates the names. To support
-another program, add a line to one of these tables, with the public code that writes such files as `source`.
+The names are translated in two steps. First, the prefixes of `WRAPPERS` are removed one after the other, as long as one
+fits: trainers put them before the names of one network among several. Then the first of `DIALECTS` that fits translates
+the names. To support another program, add a line to one of these tables, with the public code that writes such files as
+`source`.
 """
 
 import re
@@ -20,14 +21,15 @@ Names = frozenset[str]
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Describe a prefix that a trainer puts before the names of the network that it trains.
+    """Describe a prefix that a trainer puts before the tensor names of the network that it trains.
 
     Attributes:
         name: Name of the trainer in messages.
-        prefix: The prefix, which is taken off. Tensors without it belong to other parts, and are set aside.
-        source: Public code that writes such files.
-        needs: Prefixes, one of which other tensors of the file must have; empty if not needed. They are given if some
-            networks use `prefix` in their own names.
+        prefix: The prefix, which is taken off. Tensors without it belong to the trainer's other networks, and are set
+            aside.
+        source: URL of public code that writes such files.
+        needs: Other prefixes: the wrapper fits only if a tensor of the file has one of them. They tell it apart from
+            networks that use `prefix` in their own names. Empty if `prefix` alone is enough.
     """
 
     name: str
@@ -36,7 +38,10 @@ class Wrapper:
     needs: tuple[str, ...] = ()
 
     def fits(self, names: Names) -> bool:
-        """Return True if some of the names start with `prefix` and, if `needs` is given, others with one of `needs`."""
+        """Return True if a file with these tensor names was written by this trainer.
+
+        At least one name must start with `prefix` and, if `needs` is not empty, another with one of `needs`.
+        """
         found = any(name.startswith(self.prefix) for name in names)
         return found and (not self.needs or any(name.startswith(self.needs) for name in names))
 
@@ -47,12 +52,12 @@ class Dialect:
 
     Attributes:
         name: Name of the program in messages.
-        source: Public code that writes such files.
-        fits: Function that returns True if names of tensors are of this program.
+        source: URL of public code that writes such files.
+        fits: Function that gets the names of all tensors and returns True if they are in this program's way.
         renamed: Function that returns timm's name of a tensor, given its name and all names; None if it is no part of
             the encoder.
-        arches: Start of the names of those timm networks that compute the same outputs; empty if every timm network
-            may.
+        arches: Start of the names of those timm networks that compute the same outputs as the program's; empty if every
+            timm network may.
     """
 
     name: str
@@ -67,10 +72,10 @@ class Recognized:
     """Hold the tensors of a file under timm's names, and what their old names told about the file.
 
     Attributes:
-        tensors: Tensors of the encoder and its head.
-        layout: Names of the programs that wrote the file, in words.
-        aside: Names of tensors of the trainer's other networks, such as a momentum encoder.
-        arches: Start of the names of those timm networks that compute the same outputs; empty if unknown.
+        tensors: Tensors of the encoder and its head, by timm's names.
+        layout: Names of the programs that wrote the file, joined by ` + `.
+        aside: Names of tensors that were left out, such as those of a momentum encoder.
+        arches: Start of the names of those timm networks that compute the same outputs as the file's; empty if unknown.
     """
 
     tensors: StateDict
@@ -130,13 +135,13 @@ _LITE_EXPANDED = {
 
 
 def _lite(name: str, names: Names) -> str | None:
-    """Translate the name of a tensor of efficientnet-pytorch's EfficientNet-Lite to timm's name.
+    """Return timm's name of a tensor of EfficientNet-Lite, given the name by the program efficientnet-pytorch.
 
     That program numbers the blocks through all stages. timm starts from 0 in each stage.
 
     Args:
         name: Name of the tensor.
-        names: Names of all tensors, which tell the size of the network.
+        names: Names of all tensors, which tell the number of blocks.
     """
     part, _, rest = name.partition(".")
     if part != "_blocks":
@@ -225,7 +230,7 @@ DIALECTS = (
 
 
 def recognize(tensors: StateDict, path: str) -> Recognized:
-    """Find out which programs wrote tensors, and translate the names of the tensors to those of timm.
+    """Find out which programs wrote a file's tensors, and translate the names of the tensors to those of timm.
 
     Args:
         tensors: Tensors of the file by name.
