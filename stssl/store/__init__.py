@@ -1,9 +1,9 @@
 """Define the Zarr store of a converted archive, write it, check it, and read its pixels fast.
 
 `schema` defines the layout of a store, `store_plan` plans one, `writer` writes it, and `verification` checks it.
-`Store` opens a store and makes its readers. A reader takes patches from shard files (`shards`, `shard_index`,
-`shard_layout`), or from an object store through a disk cache (`fetched`, `disk`). It reads any other layout with
-zarr-python. `cache` keeps decoded copies in host memory or device memory.
+`Store` opens a store and makes its readers. A reader takes patches from shard files, which hold many patches each
+(`shards`, `shard_index`, `shard_layout`), or from an object store through a disk cache (`fetched`, `disk`). It reads
+any other layout with zarr-python. `cache` keeps decoded copies in host memory or device memory.
 
 Importing zarr and torch takes long. So each name below is imported only at its first use.
 """

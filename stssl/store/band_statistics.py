@@ -19,7 +19,9 @@ BINS = 4096
 def tally(
     block: NDArray[np.unsignedinteger], nodata: int | None = None, measured: NDArray[np.bool_] | None = None
 ) -> dict[str, NDArray[np.int64]]:
-    """Count the pixel values of each band: their number, sum, extremes and histogram.
+    """Count the pixel values of each band in n patches.
+
+    Return their number, sum, extremes and histogram as two arrays by name.
 
     Args:
         block: [n, bands, height, width] pixels of n patches, uint8 or uint16.
@@ -46,16 +48,17 @@ def tally(
 
 
 def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split: str) -> JsonObject:
-    """Combine the counts of all shards into the statistics of each band: mean, deviation, extremes and percentiles.
+    """Combine the pixel counts of all shards into the statistics of each band: mean, std, extremes and percentiles.
 
     Args:
-        parts: Result of `tally` for each shard.
-        dtype: Type of the pixels.
-        split: Name for the counted patches, such as `official:train`.
+        parts: Result of `tally` for each shard: arrays with the counts `sums` and `bins` of its pixel values.
+        dtype: Type of the pixels, `uint8` or `uint16`.
+        split: Name for the counted patches, such as `official:train`. The result repeats it.
 
     Returns:
-        Lists such as `mean`, `std` and `count`, with one number for each band. For a band without any counted pixel,
-            this is 0 in `count` and None in the others. `percentiles` has a list for each percentile.
+        Dict with the lists `mean`, `std`, `min`, `max` and `count`, one number for each band. For a band without any
+            counted pixel, this is 0 in `count` and None in the others. `percentiles` is a dict with such a list for
+            each percentile. `split` is the name.
     """
     sums = np.stack([part["sums"] for part in parts])
     bins = np.sum([part["bins"] for part in parts], 0)
@@ -76,12 +79,15 @@ def statistics(parts: Sequence[dict[str, NDArray[np.int64]]], dtype: str, split:
 
 
 def _percentile(histogram: NDArray[np.int64], percent: float, dtype: str) -> float:
-    """Estimate a percentile from a histogram of pixel values. Interpolate inside the bin that has the percentile.
+    """Estimate a percentile of one band from a histogram of its pixel values. Interpolate inside the bin that has it.
 
     Args:
-        histogram: Number of pixels in each bin. Each bin counts an equal range of values.
+        histogram: Number of pixels in each bin; at least one pixel. Each bin counts an equal range of values.
         percent: Percent of the pixels that are not above the result, 0..100.
         dtype: Type of the pixels. It tells the range of values.
+
+    Returns:
+        The pixel value, rounded to three digits after the point.
     """
     width = (np.iinfo(dtype).max + 1) // len(histogram)
     reached = np.cumsum(histogram)

@@ -21,15 +21,18 @@ CHUNK = 1024
 
 
 class ArrayReader(Protocol):
-    """Define the methods that a reader of a store must have. It returns the pixels of patches as NumPy arrays."""
+    """Define the methods that a reader of a store must have: it returns the pixels of patches as NumPy arrays.
+
+    The arrays come by band group: one array for the bands of each resolution.
+    """
 
     @property
     def layout(self) -> dict[str, tuple[str, ...]]:
-        """Return the names of the bands that the reader delivers, for each band group (the bands of one resolution)."""
+        """Return, for the name of each band group (the bands of one resolution), the names of the bands it delivers."""
         ...
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of the array that gets the pixels of `count` patches, for each band group."""
+        """Return, for the name of each band group, shape and type of an array for the pixels of `count` patches."""
         ...
 
     def read(self, indices: Ints, out: dict[str, AnyArray] | None = None) -> dict[str, AnyArray]:
@@ -37,10 +40,11 @@ class ArrayReader(Protocol):
 
         Args:
             indices: [n] store rows.
-            out: For each band group (the bands of one resolution), an array that gets the pixels.
+            out: For each band group (the bands of one resolution), an array that gets the pixels. None makes new
+                arrays.
 
         Returns:
-            For each band group, an array [n, bands, height, width].
+            For each band group, an array [n, bands, height, width]; the arrays of `out` if given.
         """
         ...
 
@@ -50,7 +54,7 @@ _Lent = tuple[AnyArray, "weakref.ref[AnyArray]"]
 
 
 class Buffers:
-    """Lend host memory for pixels, and lend it again when no tensor refers to it any more.
+    """Lend host memory for pixels, and lend it again when no array or tensor refers to it any more.
 
     This is faster than new memory, for which the system must make each page at its first use (a page fault).
     """
@@ -61,13 +65,17 @@ class Buffers:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """Leave the memory out of the pickle: the process that reads the pickle allocates its own."""
+        """Return what pickle needs to make an empty object: the process that reads the pickle gets its own memory."""
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> AnyArray:
-        """Return an array for pixels, in memory of an earlier array if possible.
+        """Return an uninitialized array for pixels. If possible, it reuses the memory of an earlier array.
 
         Nothing else gets this memory while the array, or a `torch.from_numpy` tensor of it, exists.
+
+        Args:
+            shape: Shape of the array.
+            dtype: Type of its values.
         """
         with self._lock:
             kept = self._kept.setdefault((shape, dtype), [])
@@ -79,7 +87,7 @@ class Buffers:
         return view
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor for pixels in host memory, which is pinned on a machine with a GPU."""
+        """Return an uninitialized tensor for pixels in host memory, which is pinned on a machine with a GPU."""
         if torch.cuda.is_available():
             # Leave the reuse of pinned memory to torch: it knows when a copy from this memory to the GPU has ended.
             return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -91,20 +99,27 @@ def _torch_type(dtype: np.dtype[np.generic]) -> torch.dtype:
 
 
 class Streamed:
-    """Read the pixels of each batch from the store, and keep none. On a machine with a GPU, read into pinned memory."""
+    """Read the pixels of each batch from the store, and keep none in memory.
+
+    On a machine with a GPU, read into pinned memory.
+    """
 
     def __init__(self, reader: ArrayReader) -> None:
         """Set the reader from which all pixels come.
 
         Args:
-            reader: Reads the pixels of store rows as NumPy arrays.
+            reader: Reader of the store, which returns the pixels of store rows as NumPy arrays.
         """
         self.reader, self.layout, self._buffers = reader, reader.layout, Buffers()
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Read the pixels of n patches from the store, given their rows in it.
+        """Read the pixels of n patches from the store.
 
-        The result is one tensor [n, bands, height, width] for each band group (the bands of one resolution).
+        Args:
+            rows: [n] store rows of the patches.
+
+        Returns:
+            For each band group (the bands of one resolution), a tensor [n, bands, height, width] in host memory.
         """
         shapes = self.reader.shapes(len(rows))
         tensors = {name: self._buffers.tensor(shape, _torch_type(dtype)) for name, (shape, dtype) in shapes.items()}
@@ -113,7 +128,7 @@ class Streamed:
 
 
 class Held:
-    """Keep the decoded pixels of patches in memory, and return those of the patches that a batch needs."""
+    """Hold the decoded pixels of patches in memory, and return those of the patches that a batch needs."""
 
     def __init__(self, arrays: dict[str, Tensor], layout: dict[str, tuple[str, ...]], position: Ints) -> None:
         """Take over decoded pixels that are in memory already. Do not copy them.
@@ -127,13 +142,18 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the kept pixels in bytes."""
+        """Return the size of all pixels in memory, in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def read(self, rows: Ints) -> dict[str, Tensor]:
-        """Return the pixels of n patches from memory, given their rows in the store.
+        """Return the pixels of n patches from memory.
 
-        The result is one tensor [n, bands, height, width] for each band group, on the device that holds the pixels.
+        Args:
+            rows: [n] store rows of the patches.
+
+        Returns:
+            For each band group (the bands of one resolution), a tensor [n, bands, height, width] on the device that
+                holds the pixels.
 
         Raises:
             RunError: A patch is not among those in memory.
@@ -144,9 +164,9 @@ class Held:
         return {name: self._picked(array, places) for name, array in self.arrays.items()}
 
     def _picked(self, array: Tensor, places: Tensor) -> Tensor:
-        """Copy the pixels of a batch from `array` into a new tensor on the same device.
+        """Return the pixels of a batch, copied from `array` into a tensor [n, bands, height, width] on the same device.
 
-        In host memory, the new tensor is pinned or reuses the memory of an earlier batch.
+        In host memory, this tensor is pinned or reuses the memory of an earlier batch.
 
         Args:
             array: [patches, bands, height, width] pixels in memory.
@@ -162,12 +182,12 @@ PixelSource = Streamed | Held
 
 
 def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch.device) -> PixelSource:
-    """Return the source of a run's pixels: it reads the store for each batch, or holds all pixels in memory.
+    """Return the source of a run's pixels. It reads the store for each batch, or holds all pixels of the run in memory.
 
     Args:
         reader: Reader of the store.
         rows: All store rows that the run will read.
-        size: Number of rows in the store.
+        size: Number of all rows in the store.
         where: Value of the recipe key `data.cache`. `none` reads the store for each batch. `host` and `device` hold the
             decoded pixels in host memory or on `device`. All ranks of a machine share the copy in host memory, if
             possible.
@@ -208,7 +228,13 @@ def hold(reader: ArrayReader, rows: Ints, size: int, where: Where, device: torch
 
 
 def _require_room(needed: int, count: int, where: Where, free: int) -> None:
-    """Check that a copy of the pixels fits into the free memory, in bytes.
+    """Check that a copy of the pixels takes at most 80 % of the free memory.
+
+    Args:
+        needed: Bytes that the copy takes.
+        count: Number of patches in the copy, for the message.
+        where: Value of `data.cache`, for the message.
+        free: Bytes that are free for the copy.
 
     Raises:
         RunError: The copy does not fit. The message says how much it needs and how much is free.
@@ -223,7 +249,7 @@ def _require_room(needed: int, count: int, where: Where, free: int) -> None:
 
 
 def _free(device: torch.device) -> int:
-    """Return how many bytes of memory are free on a device, for a new tensor."""
+    """Return how many bytes of memory are free on a device (the CPU or a GPU) for a new tensor."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo") as file:  # noqa: PTH123
@@ -234,7 +260,12 @@ def _free(device: torch.device) -> int:
 def group_free(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many bytes of memory this process may still take under the limits of its control groups (cgroups).
 
-    A container or a cluster job may have a lower limit than the machine's memory.
+    A container or a cluster job may have a lower limit than the machine's memory. Without any limit, return
+    `sys.maxsize`.
+
+    Args:
+        own: File that lists the control groups of this process.
+        root: Folder of the control groups' own files.
     """
     free = sys.maxsize
     for line in own.read_text().splitlines() if own.exists() else ():
@@ -257,9 +288,12 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _cached(statistics: Path) -> int:
-    """Return how many bytes of a control group's memory hold cached files, given the path of its `memory.stat`.
+    """Return how many bytes of a control group's memory hold cached files.
 
     These bytes count as free memory, since the system frees them on demand.
+
+    Args:
+        statistics: Path of the control group's file `memory.stat`.
     """
     known = dict(line.split() for line in statistics.read_text().splitlines())
     return sum(int(known.get(f"total_{name}", known.get(name, 0))) for name in ("active_file", "inactive_file"))

@@ -1,4 +1,4 @@
-"""Describe a store in words for `stssl inspect`."""
+"""Describe a store as text for `stssl inspect`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +12,10 @@ from stssl.store.store import Store
 
 
 def describe_store(store: Store) -> str:
-    """Describe a store as text, one fact in a line: counts, splits, classes, dates, places, bands, size, errors."""
+    """Return a text that describes a store, one fact in a line: counts, splits, classes, dates, places, bands, errors.
+
+    A last line says what has checksums.
+    """
     return "\n".join(
         [
             f"{store.path}: {store.size:,} patches, {_size(store.path)}",
@@ -36,7 +39,11 @@ def _checksums(store: Store) -> str:
 
 
 def _size(path: str) -> str:
-    """Return the size of all files of a store in words, such as `1.50 GB`; for a URL, the word `remote`."""
+    """Return the size of all files of a store in words, such as `1.50 GB`; for a URL, the word `remote`.
+
+    Args:
+        path: Path or URL of the store.
+    """
     if "://" in path:
         return "remote"
     total = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
@@ -70,7 +77,10 @@ def _places(store: Store) -> Iterator[str]:
 
 
 def _regions(store: Store) -> Iterator[str]:
-    """Yield lines about countries, seasons and conditions (snow, clouds), if the store has these columns."""
+    """Yield lines of text: how many patches each country and season has, and how many have snow or clouds.
+
+    Leave out what the store has no column of.
+    """
     for name, title in (("country", "country"), ("season", "season")):
         if store.has_column(name):
             names, counts = np.unique(store.column(name).astype(str), return_counts=True)

@@ -32,7 +32,7 @@ TAIL = 4 + len(_MARK)
 
 
 class _Aged(NamedTuple):
-    """Describe a cached file by the time of its last use (ns since 1970), its size in bytes and its path."""
+    """Describe a cached file: the time of its last use (ns since 1970), its size in bytes and its path."""
 
     used_ns: int
     size: int
@@ -40,7 +40,7 @@ class _Aged(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Return the default cache folder. Each user has one, in the system's folder for temporary files.
+    """Return the path of the default cache folder of this user, in the system's folder for temporary files.
 
     Raises:
         DataError: Another user owns that folder.
@@ -52,10 +52,13 @@ def default_folder() -> Path:
 
 
 class DiskCache:
-    """Keep downloaded files on disk, each under a key (a name). If space runs out, remove the least recently used."""
+    """Keep downloaded files on disk, each under a key (a name).
+
+    If space runs out, remove the least recently used files.
+    """
 
     def __init__(self, folder: str | Path, limit: int) -> None:
-        """Set the folder and the size of the cache. The first write makes the folder.
+        """Set the folder and the largest size of the cache. The first write makes the folder.
 
         Args:
             folder: Folder of the cache.
@@ -67,18 +70,23 @@ class DiskCache:
         self._oldest: deque[_Aged] = deque()
 
     def __reduce__(self) -> tuple[type["DiskCache"], tuple[Path, int]]:
-        """Pickle only the folder and the limit: the process that reads the pickle checks and counts the files anew."""
+        """Return what pickle needs: only the folder and the limit.
+
+        The process that reads the pickle checks the files anew.
+        """
         return DiskCache, (self.folder, self.limit)
 
     def open(self, key: str, fetch: Callable[[], bytes] | None) -> int | None:
-        """Open the cached file of a key. If the cache does not have it, download it first. The caller closes the file.
+        """Open the cached file of a key, and return its descriptor, which the caller closes.
+
+        If needed, download the file first.
 
         Args:
             key: Name of the contents: letters, digits, `-`, `_` and `.`.
             fetch: Function that gets the contents if the cache does not have them. None only looks into the cache.
 
         Returns:
-            A file descriptor; None if the contents are not in the cache and `fetch` is None.
+            Descriptor of a file whose checksum is right; None if the contents are not in the cache and `fetch` is None.
 
         Raises:
             DataError: The contents do not fit into the cache, or the disk cannot be written.
@@ -93,20 +101,24 @@ class DiskCache:
             return self._store(key, fetch()) if found is None else found
 
     def size(self, file: int) -> int:
-        """Return the size in bytes of the contents of an open cache file, without the checksum at its end."""
+        """Return the size in bytes of the contents of an open cache file, without the checksum at its end.
+
+        Args:
+            file: Descriptor of the file.
+        """
         return os.fstat(file).st_size - TAIL
 
     def used(self) -> int:
-        """Return how many bytes all files of the cache take together."""
+        """Return how many bytes all files of the cache take together. For this, look at each file in its folder."""
         return sum(entry.stat().st_size for entry in self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / "files" / key
 
     def _open_checked(self, key: str) -> int | None:
-        """Open the cached file of a key, if its checksum is right. Remove a damaged file.
+        """Open the cached file of a key if it exists and its checksum is right. Return its descriptor, otherwise None.
 
-        Return None if no whole file exists.
+        A damaged file is removed.
         """
         path = self._path(key)
         try:
@@ -162,9 +174,13 @@ class DiskCache:
         )
 
     def _make_room(self, size: int) -> int:
-        """Remove the least recently used files of the cache until `size` more bytes fit. The caller holds the lock.
+        """Remove the least recently used files of the cache until `size` more bytes fit under its limit.
 
-        List the folder only at the first write of this process, and if no file is known that could be removed.
+        The caller holds the lock. List the folder only at the first write of this process, and if no file is known that
+        could be removed.
+
+        Args:
+            size: Bytes that the next file needs.
 
         Returns:
             Number of bytes of all files that are left, or more: other processes may have removed damaged files.
@@ -182,9 +198,10 @@ class DiskCache:
         return used
 
     def _list(self) -> int:
-        """List the folder, note the oldest files as the next to remove, and return the size of all files in bytes.
+        """List the cache's folder, and note its oldest files as the next to remove.
 
-        Also remove the partial files of killed processes. The caller holds the lock, so nobody writes such a file now.
+        Return the size of all files in bytes. Also remove the partial files of killed processes. The caller holds the
+        lock, so nobody writes such a file now.
         """
         found = []
         for entry in self._entries():
@@ -200,9 +217,12 @@ class DiskCache:
         return sum(file.size for file in found)
 
     def _remove(self, file: "_Aged") -> int:
-        """Remove a cached file that was among the oldest when the folder was listed. Return its size in bytes.
+        """Remove a cached file, and return its size in bytes. But if another process has removed or used it, return 0.
 
-        Return 0 if another process has removed or used the file in the meantime. A used file stays.
+        A file that was used after the folder was listed stays.
+
+        Args:
+            file: Path, size and time of last use of the file, as they were when the folder was listed.
         """
         with contextlib.suppress(FileNotFoundError):
             if Path(file.path).stat().st_mtime_ns == file.used_ns:
@@ -211,7 +231,7 @@ class DiskCache:
         return 0
 
     def _read_count(self) -> int | None:
-        """Return how many bytes all cached files have together, as the cache's count file says.
+        """Return how many bytes all cached files take together, as the cache's count file says.
 
         Return None if the count file is missing or damaged.
         """
@@ -222,7 +242,7 @@ class DiskCache:
         return int(text) if len(text) == _DIGITS and text.isdigit() else None
 
     def _count(self, used: int) -> None:
-        """Write into the cache's count file how many bytes all files have together."""
+        """Write into the cache's count file that all cached files take `used` bytes together."""
         file = os.open(self.folder / COUNT_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.write(file, b"%0*d" % (_DIGITS, used))
@@ -238,7 +258,14 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold the cache's lock with this name inside a `with` block. Other processes and threads wait for it."""
+        """Hold the cache's lock with this name inside a `with` block. Other processes and threads that want it wait.
+
+        Args:
+            name: Name of the lock. Each name has a lock file in the cache's folder.
+
+        Raises:
+            DataError: The disk cannot be written.
+        """
         try:
             (self.folder / "files").mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / f"{name}.lock").open("a")
@@ -250,7 +277,12 @@ class DiskCache:
 
 
 def _whole(file: int, size: int) -> bool:
-    """Return True if an open file ends with the checksum of the bytes before it."""
+    """Return True if an open cache file ends with the checksum of the bytes before it.
+
+    Args:
+        file: Descriptor of the file, at its first byte.
+        size: Size of the whole file in bytes.
+    """
     digest, left = 0, size - TAIL
     while left > 0:
         data = os.read(file, min(left, 1 << 22))
@@ -263,8 +295,9 @@ def _whole(file: int, size: int) -> bool:
 
 
 def hash_of(key: str) -> int:
-    """Turn a key of the cache into a number, which chooses the key's lock.
+    """Return a number for a key of the cache.
 
-    All processes get the same number. Python's `hash` would differ between them.
+    It chooses the lock that processes hold while they download the key's file. All processes get the same number.
+    Python's `hash` would differ between them.
     """
     return int(google_crc32c.value(key.encode()))

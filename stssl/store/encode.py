@@ -25,15 +25,15 @@ _HEADER = struct.Struct("<4B3I")
 
 
 def encode_shard(patches: AnyArray, capacity: int, codec: str | None, checked: bool = False) -> bytes:
-    """Encode the pixels of patches as the bytes of one shard file.
+    """Return the bytes of one shard file: the encoded pixels of patches, and the index that says where each patch lies.
 
     Leave out patches that are all 0: Zarr reads a missing chunk as the fill value, 0.
 
     Args:
         patches: [n, bands, height, width] pixels, n <= `capacity`, in C order.
         capacity: Number of patches in a full shard.
-        codec: Blosc's name of a compressor, or None for no compression.
-        checked: True to add the crc32c of each patch, and the table of all of them before the index.
+        codec: Blosc's name of a compressor, such as `lz4`; None for no compression.
+        checked: True to add the crc32c of each patch after it, and the table of all of them before the index.
     """
     index, checksums = np.full((capacity, 2), EMPTY, "<u8"), np.zeros(capacity, "<u4")
     parts, offset = [], 0
@@ -62,18 +62,25 @@ def tail_bytes(capacity: int, listed: bool = True) -> int:
 
 
 def shard_checksum(tail: bytes) -> int:
-    """Compute the checksum of a shard file from its last `tail_bytes`, which hold the index of its patches.
+    """Return a checksum of the end of a shard file: of the index of its patches, and of the table of their checksums.
 
     Leave out the last 4 bytes, which are the crc32c of the index. With them, the result would be the same for every
     index: data that end with their own crc32c have a constant crc32c.
+
+    Args:
+        tail: Last bytes of the file: table, index and the crc32c of the index.
     """
     return int(google_crc32c.value(tail[:-4]))
 
 
 def frame(patch: AnyArray, codec: str) -> bytes:
-    """Compress one patch [bands, height, width], and return the bytes of a Blosc frame with bitshuffle.
+    """Compress one patch with bitshuffle and a codec, and return the bytes of a Blosc frame.
 
-    Each large band gets a block of its own if Blosc can compress each of them in one block.
+    Each large band gets a block of its own if Blosc can compress each band as one block.
+
+    Args:
+        patch: [bands, height, width] pixels.
+        codec: Blosc's name of a compressor, such as `lz4`.
     """
     if patch[0].nbytes < LARGE_BAND or len(patch) == 1:
         return _compress(patch, codec)

@@ -36,13 +36,16 @@ WHOLE = 1 / 16
 
 
 class FetchedArray(ShardedArray):
-    """Read patches of one pixel array in an object store, through a cache on disk. Threads may share this object."""
+    """Read patches of one pixel array in an object store, through a cache on disk. Threads may share this object.
+
+    A shard is a file of many patches.
+    """
 
     def __init__(self, folder: Path, layout: Layout, store: str, prefix: str, cache: DiskCache) -> None:
         """Set where the array is and which cache to use. Download nothing yet.
 
         Args:
-            folder: URL of the array as a path, for messages.
+            folder: URL of the array as a `Path`, for messages and the array's name.
             layout: Description of how the array's files are laid out.
             store: URL of the store.
             prefix: Start of the cache keys of this array.
@@ -63,11 +66,13 @@ class FetchedArray(ShardedArray):
         self._coming: set[int] = set()
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the pixels of the patches in the store rows `rows` into `out`. Download what the cache does not have.
+        """Read the pixels of n patches into `out`. Download what the cache does not have.
+
+        If many of a shard's patches are wanted, download the whole shard, otherwise single patches.
 
         Args:
-            rows: [n] store rows.
-            bands: Contiguous range of bands.
+            rows: [n] store rows of the patches. A row may occur more than once.
+            bands: Contiguous range of the array's bands.
             out: [n, bands, height, width] contiguous array that gets the pixels.
 
         Raises:
@@ -90,12 +95,12 @@ class FetchedArray(ShardedArray):
             self._read_singles(singles[start : start + PIECE], rows, bands, out)
 
     def _read_singles(self, places: Ints, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Download single patches in several threads, and decode them into the array of a batch.
+        """Download single patches in several threads, and decode them into `out`, the array of a batch.
 
         Args:
-            places: Indexes of the patches in the batch.
-            rows: Store rows of the whole batch.
-            bands: Contiguous range of bands.
+            places: Indexes in the batch of the patches to read.
+            rows: Store rows of all patches of the batch.
+            bands: Contiguous range of the pixel array's bands.
             out: [n, bands, height, width] array of the batch.
         """
         wanted = np.unique(rows[places])
@@ -111,14 +116,15 @@ class FetchedArray(ShardedArray):
                     os.close(future.result())
 
     def _take(self, places: Ints, rows: Ints, bands: slice, out: RawPixels, *, files: dict[int, int] | int) -> None:
-        """Decode patches from open cache files into the array of a batch.
+        """Decode patches from open cache files into `out`, the array of a batch.
 
         Args:
-            places: Indexes of the patches in the batch.
-            rows: Store rows of the patches, one for each index.
-            bands: Contiguous range of bands.
+            places: Indexes in the batch of the patches to decode.
+            rows: Store rows of these patches, one for each index.
+            bands: Contiguous range of the pixel array's bands.
             out: [n, bands, height, width] array of the batch.
-            files: Descriptor of an open shard, or of one open file for each row.
+            files: Descriptor of the open shard that has all these patches, or for each store row, that of the open file
+                of its patch.
         """
         spans = np.array([self._span(row) for row in rows.tolist()], np.uint64).reshape(-1, 2)
         there = spans[:, 0] != EMPTY
@@ -153,12 +159,19 @@ class FetchedArray(ShardedArray):
                 self._threads().submit(self._bring_quietly, shard)
 
     def _bring(self, shard: int) -> None:
-        """Download a whole shard (a file of many patches) into the disk cache."""
+        """Download a whole shard (a file of many patches), given its number, into the disk cache, if it is not there.
+
+        Raises:
+            DataError: The shard is missing or damaged, or the object store cannot be read.
+        """
         with self._shard(shard, fetch=True):
             pass
 
     def _bring_quietly(self, shard: int) -> None:
-        """Download a shard (a file of many patches) in advance. Ignore errors: the later read raises them."""
+        """Download a shard (a file of many patches), given its number, in advance.
+
+        Ignore errors: the later read raises them.
+        """
         try:
             self._bring(shard)
         except DataError:
@@ -169,11 +182,14 @@ class FetchedArray(ShardedArray):
 
     @contextmanager
     def _shard(self, shard: int, fetch: bool) -> Iterator[int | None]:
-        """Open a shard (a file of many patches) in the disk cache inside a `with` block, and yield its descriptor.
+        """Open a shard (a file of many patches) in the disk cache inside a `with` block. Read the index of its patches.
 
         Args:
             shard: Number of the shard.
-            fetch: True to download the shard if the cache does not have it. False yields None in this case.
+            fetch: True to download the shard if the cache does not have it.
+
+        Yields:
+            Descriptor of the open file; None if the cache does not have the shard and `fetch` is False.
         """
         file = self.cache.open(f"{self.prefix}-s{shard}", (lambda: self._get_shard(shard)) if fetch else None)
         try:
@@ -187,19 +203,31 @@ class FetchedArray(ShardedArray):
                 os.close(file)
 
     def _open_patch(self, row: int) -> int:
-        """Open the disk cache's file of one patch, given its store row. If the cache does not have it, download it."""
+        """Open the disk cache's file of one patch, and return its descriptor. Download the patch if the cache lacks it.
+
+        Args:
+            row: Store row of the patch.
+        """
         file = self.cache.open(f"{self.prefix}-p{row}", lambda: self._get_patch(row))
         assert file is not None  # for mypy: with a fetch function, `open` never returns None
         return file
 
     def _span(self, row: int) -> NDArray[np.uint64]:
-        """Return the offset and the size of a patch in its shard, in bytes."""
+        """Return an array of two numbers: offset and size in bytes of a patch in its shard (a file of many patches).
+
+        Args:
+            row: Store row of the patch.
+        """
         shard, place = divmod(row, self.layout.shard)
         span: NDArray[np.uint64] = self._index_of(shard)[0][place]
         return span
 
     def _sum(self, row: int) -> int:
-        """Return the expected checksum of a patch, from the list at the end of its shard file."""
+        """Return the expected checksum of a patch, from the list at the end of its shard (a file of many patches).
+
+        Args:
+            row: Store row of the patch.
+        """
         shard, place = divmod(row, self.layout.shard)
         return int(self._index_of(shard)[1][place])
 
@@ -208,7 +236,14 @@ class FetchedArray(ShardedArray):
         return tail_bytes(self.layout.shard, bool(self.layout.checksums))
 
     def _get_shard(self, shard: int) -> bytes:
-        """Download a whole shard (a file of many patches), check every patch in it, and return its bytes."""
+        """Download a whole shard (a file of many patches), check its index and every patch in it, and return its bytes.
+
+        Args:
+            shard: Number of the shard.
+
+        Raises:
+            DataError: The shard is missing or damaged, or the object store cannot be read.
+        """
         data = self._get(shard)
         index, sums = parse_tail(data[-self._tail_bytes :], len(data), self._shard_path(shard), self.layout, shard)
         for place in np.flatnonzero(index[:, 0] != EMPTY).tolist() if self.layout.checked else ():
@@ -219,7 +254,14 @@ class FetchedArray(ShardedArray):
         return data
 
     def _get_patch(self, row: int) -> bytes:
-        """Download one patch, which is a range of bytes in a shard file, check it, and return its bytes."""
+        """Download one patch, which is a range of bytes in a shard file, check it, and return its bytes.
+
+        Args:
+            row: Store row of the patch.
+
+        Raises:
+            DataError: The patch or its shard is missing or damaged.
+        """
         start, size = (int(value) for value in self._span(row))
         data = self._get(row // self.layout.shard, {"range": (start, start + size)})
         if len(data) != size:
@@ -228,12 +270,15 @@ class FetchedArray(ShardedArray):
         return data
 
     def _check(self, row: int, data: bytes, listed: int | None) -> None:
-        """Raise an error if the bytes of a patch do not match its checksums.
+        """Check the bytes of a patch against its checksums.
 
         Args:
             row: Store row of the patch, for the message.
             data: Bytes of the patch, which end with its own checksum.
             listed: Checksum of the patch in the list of its shard; None if the store has no lists.
+
+        Raises:
+            DataError: The bytes do not match a checksum.
         """
         if self.layout.checked:
             value = google_crc32c.value(data[:-4])
@@ -243,9 +288,15 @@ class FetchedArray(ShardedArray):
                 self._refuse(row, "it is another patch")
 
     def _index_of(self, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Return offsets and sizes [patches, 2] in bytes, and checksums [patches], of the patches in a shard file.
+        """Return where the patches of a shard (a file of many patches) lie in it, and their checksums.
 
         The first call for a shard downloads the end of its file.
+
+        Args:
+            shard: Number of the shard.
+
+        Returns:
+            Offsets and sizes [patches, 2] in bytes, and checksums [patches]; the latter are empty for older stores.
         """
         if shard not in self._indexes:
             found: list[int] = []
@@ -254,12 +305,15 @@ class FetchedArray(ShardedArray):
         return self._indexes[shard]
 
     def _get(self, shard: int, options: "GetOptions | None" = None, size: list[int] | None = None) -> bytes:
-        """Download a shard file or a range of its bytes, and return the bytes.
+        """Download a shard (a file of many patches), or a range of its bytes, and return the bytes.
 
         Args:
             shard: Number of the shard.
-            options: The range of bytes; None downloads all.
-            size: List to which this method appends the size of the whole shard.
+            options: Dict with the range of bytes, in the form of `obstore`; None downloads all.
+            size: List to which this method appends the size of the whole shard in bytes; None if it is not needed.
+
+        Raises:
+            DataError: The shard is missing, or the object store cannot be read.
         """
         path = self._shard_path(shard).relative_to(self.folder)
         url, key = split_url(self.store)
@@ -273,7 +327,10 @@ class FetchedArray(ShardedArray):
         return data
 
     def shard_bytes(self) -> int:
-        """Return the size of the first shard file in bytes (0 if it is missing). Others are about as large."""
+        """Return the size in bytes of the array's first shard file, 0 if it is missing.
+
+        Other shards are about as large.
+        """
         url, key = split_url(self.store)
         with explained(self.store):
             try:
@@ -283,14 +340,14 @@ class FetchedArray(ShardedArray):
                 return 0
 
     def _threads(self) -> ThreadPoolExecutor:
-        """Return the pool of threads that download patches. The first call starts the threads."""
+        """Return the pool of threads that download patches and shards. The first call starts the pool."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, "stssl-fetch")
             return self._pool
 
     def close(self) -> None:
-        """Stop the threads that download patches. The next read starts them again."""
+        """Stop the threads that download, without waiting for them. The next read starts them again."""
         pool = getattr(self, "_pool", None)
         if pool is not None:
             # Do not wait for the threads: if the server gives no answer, the process could not end.
@@ -299,13 +356,13 @@ class FetchedArray(ShardedArray):
 
 
 def fetched_array(store: str, name: str, meta: ZarrTree, root: str, cache: DiskCache) -> FetchedArray | None:
-    """Return a reader of a remote array through a disk cache, or None if the layout of the array is not known.
+    """Return a reader of a pixel array in an object store through a disk cache; None if its file layout is not known.
 
     Args:
         store: URL of the store.
-        name: Name of the array.
-        meta: Checked description of the array.
-        root: Digest of the description of the store. It is part of the cache keys: a store written anew gets new keys.
+        name: Name of the pixel array.
+        meta: Checked description of the array: the contents of its `zarr.json`.
+        root: Hash of the store's `zarr.json`. It is part of the cache keys: a store written anew gets new keys.
         cache: Cache on disk.
     """
     layout = known_layout(meta)

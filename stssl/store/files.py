@@ -19,26 +19,33 @@ class Files:
     """Read and write the files in a folder on a disk."""
 
     def __init__(self, root: str) -> None:
-        """Set the folder whose files are read and written. The folder need not exist yet."""
+        """Set the folder whose files are read and written.
+
+        Args:
+            root: Path of the folder, which need not exist yet.
+        """
         self.root = root
 
     def __truediv__(self, name: str) -> "Files":
-        """Return an object that reads and writes the files of a folder inside this one."""
+        """Return an object that reads and writes the files of the folder `name` inside this one."""
         return Files(f"{self.root}/{name}")
 
     def path(self, name: str) -> str:
-        """Return the full path of a file in this folder."""
+        """Return the full path of the file `name` in this folder."""
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """Return the contents of a file. Return None if the file does not exist."""
+        """Return the contents of the file `name` in this folder. Return None if the file does not exist."""
         try:
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def tail(self, name: str, size: int) -> bytes | None:
-        """Return the last `size` bytes of a file, or all of a shorter file. Return None if the file does not exist."""
+        """Return the last `size` bytes of the file `name`, or all of a shorter file.
+
+        Return None if the file does not exist.
+        """
         try:
             with Path(self.root, name).open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - size))
@@ -47,7 +54,11 @@ class Files:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole. A reader sees the old contents or the new ones, even after a crash.
+        """Write a file whole. A reader sees either its old contents or the new ones, even after a crash.
+
+        Args:
+            name: Path of the file in this folder. Missing folders are created.
+            data: New contents.
 
         Raises:
             DataError: The disk is full, or the file may not be written. The message names the free room. No partial
@@ -70,14 +81,14 @@ class Files:
             raise DataError(cannot_write(target, error, len(data))) from None
 
     def names(self) -> list[str]:
-        """List the sorted names of the files and folders in this folder. A missing folder gives an empty list."""
+        """Return a sorted list of the names of the files and folders in this folder; [] if the folder is missing."""
         try:
             return sorted(path.name for path in Path(self.root).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def remove(self) -> None:
-        """Remove the folder, and all files and folders in it."""
+        """Remove the folder, and all files and folders in it. Ignore errors."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def remove_partial(self) -> None:
@@ -93,7 +104,10 @@ def files_at(root: str) -> Files | RemoteFiles:
 
 @contextlib.contextmanager
 def writing(store: str) -> Iterator[None]:
-    """In a `with` block in which zarr writes to a store, turn errors of the disk or object store into clear messages.
+    """Turn errors of disk or object store into clear messages, inside a `with` block in which zarr writes to a store.
+
+    Args:
+        store: Path or URL of the store.
 
     Raises:
         DataError: The store cannot be written. The message says why, and how much room is free.
@@ -109,10 +123,11 @@ def writing(store: str) -> Iterator[None]:
 def sole_writer(store: str) -> Iterator[None]:
     """Hold the lock of a store inside a `with` block, so that no other process writes the store.
 
-    If the process dies, the system frees the lock.
+    If the process dies, the system frees the lock. A store on a disk has its lock file beside it. For a store at a URL,
+    the lock only stops other writers on this machine.
 
-    A store on a disk has its lock file beside it. For a store at a URL, the lock only stops other writers on this
-    machine.
+    Args:
+        store: Path or URL of the store.
 
     Raises:
         DataError: Another process holds the lock, or the lock file cannot be written.

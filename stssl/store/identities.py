@@ -1,18 +1,20 @@
-"""Compare the identities (archive, patches and options) of two conversions, and describe the differences in words."""
+"""Describe in words how two conversions differ: their identities say which archive, patches and options each has."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Compare the conversion that made a store with the wanted one, and describe the differences in words.
+    """Return words on how the conversion that made a store differs from the wanted one.
 
     Args:
-        found: Identity of the conversion that made the store, as the store has it.
-        wanted: Identity of the wanted conversion.
+        found: Identity of the conversion that made the store (its format, archive, patches and options), from the
+            store.
+        wanted: Identity of the wanted conversion, with the same keys.
 
     Returns:
-        Words such as `another table or archive, other --band-names`.
+        Words such as `another (or a changed) table or archive, other --band-names`. Without a known difference: `other
+            settings`.
     """
     differ = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
     given = [_changed(found, wanted, part) for part in ("about", "options")]
@@ -27,9 +29,14 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], part: str) -> set[str]:
-    """Return the keys with different values in one part of two conversions' identities, such as `options`.
+    """Return the keys whose values differ in one part of two conversions' identities.
 
-    If the part is no mapping in one of them, return the name of the part if it differs.
+    If the part is no mapping in one of the identities, return its name, or an empty set if both are equal.
+
+    Args:
+        found: Identity of the conversion that made the store.
+        wanted: Identity of the wanted conversion.
+        part: Key of the part, such as `options`.
     """
     one, other = (side.get(part) or {} for side in (found, wanted))
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):

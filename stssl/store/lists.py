@@ -1,4 +1,4 @@
-"""Find the patches in a store that a list of names asks for."""
+"""Find the patches of a store that a list of names asks for."""
 
 import re
 from collections.abc import Collection
@@ -17,7 +17,7 @@ SAMPLE = 100
 
 
 def as_text(column: AnyArray) -> NDArray[np.str_]:
-    """Convert a column of texts to NumPy's fixed-width text type: every NumPy function accepts this type."""
+    """Return a column of texts as an array of NumPy's fixed-width text type, which every NumPy function accepts."""
     return np.array(column.tolist(), np.str_)
 
 
@@ -30,8 +30,8 @@ def other_version(listed: Collection[str], known: Collection[str]) -> str:
     """Return a sentence for a message if a list names patches of another version of BigEarthNet than the store has.
 
     Args:
-        listed: Some names of a list.
-        known: Some names of the store or archive.
+        listed: Some names of a user's list.
+        known: Some names of the patches of the store or archive.
 
     Returns:
         A sentence that begins with a space; empty if the names are of the same version, or of another data set.
@@ -47,7 +47,7 @@ def other_version(listed: Collection[str], known: Collection[str]) -> str:
 
 
 def rows_named(names: NDArray[np.str_], path: str, store: str) -> Ints:
-    """Return the store rows of the patches that a list names, from low to high.
+    """Return the store rows [n] of the patches that a user's list names, from low to high.
 
     Skip names that the store does not have, and tell their number in a warning.
 

@@ -23,18 +23,18 @@ MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class NodeMemory:
-    """Hold tensors that all ranks of this machine share, and say which part of them this rank fills.
+    """Hold tensors that all ranks (training processes) of this machine share, and say which rows this rank fills.
 
     Attributes:
         tensors: Tensors by name. Values that one rank writes are visible to the other ranks of this machine.
-        share: Number of this rank among those of the machine, counted from 0, and how many they are.
+        share: Place of this rank among the machine's ranks, counted from 0, and the number of these ranks.
     """
 
     tensors: dict[str, Tensor]
     share: tuple[int, int]
 
     def own(self, count: int) -> slice:
-        """Return which of the `count` rows of the tensors this rank must fill."""
+        """Return the range of rows, of `count` rows of the tensors, that this rank (training process) must fill."""
         return rows_of(count, *self.share)
 
 
@@ -53,7 +53,7 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
         shapes: Shape and type of each tensor, by name; the same on all ranks.
 
     Returns:
-        The tensors; None if each machine has one rank, or if `/dev/shm` of some machine is too small.
+        The tensors, uninitialized; None if each machine has one rank, or if `/dev/shm` of some machine is too small.
     """
     if world_size() == 1:
         return None
@@ -87,9 +87,13 @@ def node_memory(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> No
 
 
 def _allocated(path: Path, size: int) -> bool:
-    """Create a file of `size` bytes in memory, and reserve all its pages. Return False if too few pages are free.
+    """Create a file in memory, and reserve all its pages. Return True if this worked, False if too few pages are free.
 
     Without reserved pages, a later write could kill the process.
+
+    Args:
+        path: Path of the new file in `/dev/shm`.
+        size: Size of the file in bytes.
     """
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -102,7 +106,7 @@ def _allocated(path: Path, size: int) -> bool:
 
 
 def _boot() -> str:
-    """Return an id that processes have in common only if they run on one machine and see the same `/dev/shm`.
+    """Return a text that processes have in common only if they run on one machine and see the same `/dev/shm`.
 
     Host names cannot tell this: containers on different machines may have equal ones.
     """
@@ -114,6 +118,9 @@ def _number(text: str) -> int:
 
 
 def _all_numbers(number: int) -> list[int]:
-    """Gather one number from each rank (training process). Return all numbers on every rank."""
+    """Gather one number from each rank (training process).
+
+    Return the list of all numbers, sorted by rank, on every rank. All ranks must call this together.
+    """
     found: list[int] = gather_rows(torch.tensor([number], device=exchange_device()), [1] * world_size()).tolist()
     return found

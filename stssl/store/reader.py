@@ -34,15 +34,18 @@ SIZE_UNKNOWN = 2**62
 
 
 class ZarrArray:
-    """Read the pixels of patches through zarr-python. It is slower than `ShardedArray`, but knows all layouts."""
+    """Read the pixels of patches of one pixel array through zarr-python.
+
+    This is slower than reading the shard files directly (`ShardedArray`), but works with all layouts of files.
+    """
 
     def __init__(self, store: str, name: str, meta: ZarrTree) -> None:
         """Set the pixel array to read. The first read opens it.
 
         Args:
             store: Path or URL of the store.
-            name: Name of the array.
-            meta: Checked description of the array.
+            name: Name of the pixel array.
+            meta: Checked description of the array: the contents of its `zarr.json`.
         """
         self.store, self.name, self.meta = store, name, meta
         self._array: Any = None
@@ -54,11 +57,11 @@ class ZarrArray:
         return self.__dict__ | {"_array": None}
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the pixels of the patches in the store rows `rows` into `out`.
+        """Read the pixels of n patches into `out`.
 
         Args:
-            rows: [n] store rows.
-            bands: Contiguous range of bands.
+            rows: [n] store rows of the patches. A row may occur more than once.
+            bands: Contiguous range of the array's bands.
             out: [n, bands, height, width] array that gets the pixels.
 
         Raises:
@@ -79,7 +82,10 @@ class ZarrArray:
     def _check(self, rows: Ints) -> None:
         """Check that the shard files of these store rows exist, and did not change since the conversion.
 
-        Without this check, zarr would read a lost file as zeros.
+        Without this check, zarr would read a lost file as zeros. Check nothing if the layout of the files is not known.
+
+        Args:
+            rows: [n] store rows.
 
         Raises:
             DataError: A shard is lost, or it changed since the conversion.
@@ -101,12 +107,12 @@ class ZarrArray:
 
 
 def open_array(store: str, name: str, meta: ZarrTree) -> Any:
-    """Open a Zarr array by a checked description, and return it. zarr does not read the file `zarr.json` again.
+    """Open and return a Zarr array, given its checked description. zarr does not read the file `zarr.json` again.
 
     Args:
         store: Path or URL of the store.
         name: Name of the array.
-        meta: Checked description of the array.
+        meta: Checked description of the array: the contents of its `zarr.json`.
     """
     place = zarr_place(store, read_only=True)
     # Ignore the type: zarr's type hints ask for one of two dictionary types, and a checked description has neither.
@@ -122,8 +128,8 @@ class Stored:
         bands: Names of all bands, sorted as in the array.
         shape: Shape of the array: number of patches, bands, height, width.
         dtype: Type of the values.
-        meta: Checked description of the array. If None, the reader reads it from the store.
-        root: Digest of the description of the store, for the keys of the disk cache.
+        meta: Checked description of the array: the contents of its `zarr.json`. If None, the reader reads them.
+        root: Hash of the store's `zarr.json`, for the keys of the disk cache.
     """
 
     bands: tuple[str, ...]
@@ -155,11 +161,13 @@ class _Part:
 def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache | None) -> ShardedArray | ZarrArray:
     """Return the fastest reader for a pixel array. If the layout of its files is not known, this is a `ZarrArray`.
 
+    A `FetchedArray`, which is also a `ShardedArray`, reads an object store through the cache.
+
     Args:
         store: Path or URL of the store.
-        name: Name of the array.
+        name: Name of the pixel array.
         about: Description of the array.
-        direct: True to read local files directly if their layout is known.
+        direct: True to read shard files directly, without zarr-python, if their layout is known.
         cache: Cache on disk for an object store; None reads the object store with zarr-python.
 
     Raises:
@@ -178,7 +186,8 @@ def _opened(store: str, name: str, about: Stored, direct: bool, cache: DiskCache
 class StoreReader:
     """Read chosen bands of many patches, given their rows in a store.
 
-    The pixels come as one array for each band group (the bands of one resolution).
+    The pixels come as one array for each band group (the bands of one resolution). `layout` has the names of the bands
+    of each group.
     """
 
     def __init__(
@@ -195,11 +204,11 @@ class StoreReader:
 
         Args:
             store: Path or URL of the store.
-            stored: Pixel arrays of the store by name.
-            bands: Wanted bands.
+            stored: Descriptions of the store's pixel arrays, by name.
+            bands: Names of the wanted bands.
             threads: Number of threads that share the work of reading a batch.
-            direct: True to read shard files directly if their layout is known.
-            cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
+            direct: True to read shard files directly, without zarr-python, if their layout is known.
+            cache: Cache on disk for shards of an object store. Without a cache, zarr reads the object store.
         """
         self.layout: dict[str, tuple[str, ...]] = {}
         self._size = next(iter(stored.values())).shape[0]
@@ -223,22 +232,27 @@ class StoreReader:
         return self.__dict__ | {"_pool": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Restore the reader from a pickle. The first read starts the threads."""
+        """Restore the reader from the state of a pickle. The first read starts the threads."""
         self.__dict__.update(state, _lock=threading.Lock())
 
     def shapes(self, count: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Return shape and type of the array that gets the pixels of `count` patches, for each band group."""
+        """Return, for the name of each band group, shape and type of an array for the pixels of `count` patches.
+
+        A band group has the bands of one resolution.
+        """
         return {name: ((count, *part.shape), part.dtype) for name, part in self._parts.items()}
 
     def read(self, indices: Ints, out: dict[str, RawPixels] | None = None) -> dict[str, RawPixels]:
-        """Read the pixels of patches, given their rows in the store. A row may occur more than once.
+        """Read the pixels of n patches of the store.
 
         Args:
-            indices: [n] store rows. The result has the same sequence.
-            out: Contiguous arrays that get the pixels, with the shapes and types of `shapes(n)`; None makes new ones.
+            indices: [n] store rows. The result has their sequence. A row may occur more than once.
+            out: For each band group (the bands of one resolution), a contiguous array that gets the pixels, with the
+                shape and type of `shapes(n)`. None makes new arrays.
 
         Returns:
-            For each band group, an array [n, wanted bands, height, width]. `layout` names the bands.
+            For each band group, an array [n, wanted bands, height, width]; the arrays of `out` if given. `layout` names
+                the bands.
 
         Raises:
             DataError: The store has no such row, or a shard cannot be read. The message names the file and the patch.
@@ -260,6 +274,8 @@ class StoreReader:
     def fetch(self, indices: Ints, wait: bool = True) -> None:
         """Download the shards (files of many patches) that have these rows from the object store into the disk cache.
 
+        Arrays that are not read through a disk cache are left out.
+
         Args:
             indices: [n] store rows.
             wait: True to wait for the shards. False to download them in the background: errors come at the later read.
@@ -277,20 +293,20 @@ class StoreReader:
         return fetched[0].layout.shard if fetched and len(fetched) == len(self._parts) else None
 
     def shard_bytes(self) -> int:
-        """Return the size in bytes of one shard file of each array with a disk cache, summed over these arrays."""
+        """Return the sizes in bytes of the first shard file of each array that has a disk cache, added up."""
         return sum(array.shard_bytes() for array in self._fetched())
 
     def _fetched(self) -> list[FetchedArray]:
-        """List the arrays that are read from an object store through a disk cache."""
+        """Return a list of the arrays that are read from an object store through a disk cache."""
         return [part.array for part in self._parts.values() if isinstance(part.array, FetchedArray)]
 
     def _fill(self, rows: Ints, out: dict[str, RawPixels], piece: slice) -> None:
-        """Read the pixels of some patches of a batch into the batch's arrays. Each thread reads other patches.
+        """Read the pixels of some patches of a batch into the batch's arrays. Each thread calls this for other patches.
 
         Args:
             rows: [n] store rows of the batch.
             out: For each band group, the batch's array [n, bands, height, width].
-            piece: Range of the patches in the batch.
+            piece: Range of the patches to read, among those of the batch.
         """
         for name, part in self._parts.items():
             target = out[name][piece]

@@ -42,7 +42,7 @@ def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
 
     Args:
         tree: Values by key.
-        rules: Rules by key.
+        rules: Rules by key. Keys of the object without a rule are not checked.
         where: Path of the file and the keys above the object, such as `x/zarr.json: attributes.`, for messages.
 
     Raises:
@@ -56,7 +56,9 @@ def require(tree: ZarrTree, rules: Mapping[str, Rule], where: str) -> None:
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
-    """Return True if a value is a whole number from `low` to `high`. The values True and 1.0 do not count.
+    """Return True if a value is a whole number from `low` to `high`, both inclusive.
+
+    True and 1.0 do not count as numbers.
 
     Args:
         value: The value.
@@ -78,7 +80,7 @@ def is_name(value: object) -> bool:
 
 
 def is_list(value: object, holds: Callable[[Any], bool], count: int | None = None) -> bool:
-    """Return True if a value is a list and all its entries are right.
+    """Return True if a value is a list of `count` entries, and all its entries are right.
 
     Args:
         value: The value.
@@ -89,23 +91,23 @@ def is_list(value: object, holds: Callable[[Any], bool], count: int | None = Non
 
 
 def are_names(value: Any, least: int = 0) -> bool:
-    """Return True if a value is a list of different names, at least `least` of them."""
+    """Return True if a value is a list of at least `least` names of arrays, no two of them equal."""
     return is_list(value, is_name) and least <= len(value) == len(set(value))
 
 
 def one_of(*values: object) -> Rule:
-    """Return the rule that the value of a key must be one of `values`."""
+    """Return the rule that the value of a key must have the type and the value of one of `values`."""
     words = " or ".join(map(str, values))
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), words)
 
 
 def _count(low: int, high: int) -> Rule:
-    """Return the rule that the value of a key must be a whole number from `low` to `high`."""
+    """Return the rule that the value of a key must be a whole number from `low` to `high`, both inclusive."""
     return Rule(lambda value: is_whole(value, low, high), f"a whole number from {low:,} to {high:,}")
 
 
 def _is_encoding(value: object) -> bool:
-    """Return True if a value is one of Zarr's two encodings of chunk keys (the names of the files of chunks)."""
+    """Return True if a value is one of Zarr's two encodings of chunk keys, which name the files of chunks."""
     return (
         isinstance(value, dict)
         and value.get("name") in ("default", "v2")
@@ -189,7 +191,12 @@ def check_array(tree: ZarrTree, where: str) -> None:
 
 
 def _fills(value: object, kind: str) -> bool:
-    """Return True if a value can be the fill value of a Zarr array with the element type `kind`."""
+    """Return True if a value can be the fill value of a Zarr array.
+
+    Args:
+        value: The fill value, as JSON.
+        kind: Type of the array's values, such as `uint16`.
+    """
     if kind in ("bool", "string"):
         return isinstance(value, bool if kind == "bool" else str)
     if kind.startswith("float"):
@@ -202,15 +209,17 @@ def _fills(value: object, kind: str) -> bool:
 
 
 def _chunk_shape(grid: ZarrTree, shape: list[int], where: str) -> list[int]:
-    """Check and return the sizes of a chunk of a Zarr array. For an array in shards, these are the sizes of a shard.
+    """Check and return the sizes of a Zarr array's chunks along each axis.
+
+    For an array in shards (files of many chunks), these are the sizes of a shard.
 
     Args:
         grid: Value of the key `chunk_grid`.
         shape: Shape of the array.
-        where: Path of the file and the keys above, for messages.
+        where: Path of the file and the keys above `chunk_grid`, for messages.
 
     Raises:
-        DataError: The description has no sizes, or impossible ones.
+        DataError: The description has no sizes, or a size below 1 or too large.
     """
     require(grid, {"name": one_of("regular")}, f"{where}chunk_grid.")
     inner = grid.get("configuration")
@@ -233,9 +242,9 @@ def _check_codecs(codecs: list[ZarrTree], kind: str, where: str, chunk: list[int
 
     Args:
         codecs: The codecs, in the order in which they are applied.
-        kind: Type of the array's values.
-        where: Path of the file and the keys above, for messages.
-        chunk: Sizes of a chunk; of a shard for an array in shards.
+        kind: Type of the array's values, such as `uint16`.
+        where: Path of the file and the keys to the codecs, for messages.
+        chunk: Sizes of a chunk along each axis; of a shard for an array in shards.
         inner: True for the codecs of chunks inside a shard.
 
     Raises:

@@ -68,7 +68,7 @@ class PixelArray:
         dtype: `uint16` or `uint8`.
         gsd_m: Ground sampling distance in meters; 0 if unknown.
         nodata: Value that means "not measured"; None if there is none. Statistics leave it out.
-        long_name: Meaning of the values if they are neither reflectance nor brightness.
+        long_name: Meaning of the values; empty for reflectance or brightness.
     """
 
     name: str
@@ -89,7 +89,8 @@ class PixelArray:
     def dimensions(self) -> tuple[str, ...]:
         """Return the names of the array's four dimensions, such as `patch`, `band_10m`, `y_10m` and `x_10m`.
 
-        They differ between resolutions, because xarray wants dimensions of the same name to have the same size.
+        The last three differ between resolutions, because xarray wants dimensions of the same name to have the same
+        size.
         """
         grid = {"b10": "10m", "b20": "20m", "b60": "60m"}.get(self.name, self.name)
         return ("patch", f"band_{grid}", f"y_{grid}", f"x_{grid}")
@@ -112,7 +113,7 @@ class Column:
         name: Name of the array.
         dtype: NumPy's name of the type, or `string`.
         fill: Value that stands for a missing value.
-        attributes: Attributes of the array: units, class names, meanings of codes.
+        attributes: Zarr attributes of the array: units, class names, meanings of codes.
         width: Number of values for each patch, the size of the second dimension. 0 means one value, and no second
             dimension.
     """
@@ -128,7 +129,7 @@ class BadPatchError(Exception):
     """Report that a patch of the archive is damaged or incomplete, by an error code and in words."""
 
     def __init__(self, code: str, words: str) -> None:
-        """Store the error code and the words for the error report.
+        """Set the error code and the words that the error report shows.
 
         Args:
             code: Name of the error code: a key of `ERRORS`.
@@ -143,9 +144,9 @@ class Patch:
     """Hold the pixels, the metadata and the problems of one patch of an archive, before they go into the store.
 
     Attributes:
-        arrays: Pixels by name of the array; empty if the patch has no pixels.
-        values: Metadata by name of the column. A column without a value gets its fill value.
-        valid_bands: Bit i is set if the i-th band of all arrays has pixels.
+        arrays: Pixels [bands, height, width] by name of the pixel array; empty if the patch has no pixels.
+        values: Metadata by name of the column. A missing column gets its fill value in the store.
+        valid_bands: Bits: bit i is set if the i-th band, counted through all arrays, has pixels.
         measured: [bands, height, width] booleans by name of the array: False for pixels that are not measured. An
             array without such pixels is left out.
         problems: All problems, each as (name of the error code, words).
@@ -158,7 +159,7 @@ class Patch:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def complain(self, problem: BadPatchError) -> None:
-        """Add an error to the list of the patch's problems. The patch still keeps its row in the store."""
+        """Add an error to the list of the patch's problems. The patch still gets its row in the store."""
         self.problems.append((problem.code, printable(str(problem))))
 
     @property
@@ -173,19 +174,24 @@ class Patch:
 
 
 def printable(words: str, most: int = 500) -> str:
-    """Shorten a text from a foreign file, and escape its control characters: terminals can then show it safely."""
+    """Return a text from a foreign file with its control characters escaped: terminals can then show it safely.
+
+    Args:
+        words: The text.
+        most: Largest number of characters of the text that are kept. Three dots replace the others.
+    """
     # An escape sequence in the name of a file could change what a terminal shows.
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in words[:most])
     return shown if len(words) <= most else f"{shown}..."
 
 
 def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Column:
-    """Return the description of the column for a label set. The column's attributes hold the class names.
+    """Return the description of the column that a label set gets in a store. Its attributes hold the class names.
 
     Args:
         name: Name of the column.
         classes: Class names, sorted as in the column.
-        multilabel: True if a patch may have any number of classes.
+        multilabel: True if a patch may have any number of classes, False if it has one.
     """
     if multilabel:
         attributes: JsonObject = {"kind": "multi-label", "classes": [*classes], "unknown": UNKNOWN_LABEL}
@@ -194,7 +200,11 @@ def label_columns(name: str, classes: tuple[str, ...], multilabel: bool) -> Colu
 
 
 def split_column(name: str) -> Column:
-    """Return the description of a split's column, which says train, validation or test for each patch, as a code."""
+    """Return the description of a split's column, which says train, validation or test for each patch, as a code.
+
+    Args:
+        name: Name of the split. The column is called `split_NAME`.
+    """
     meanings = " ".join([*SPLIT_CODES, "none"])
     attributes: JsonObject = {"flag_values": [*SPLIT_CODES.values(), NO_SPLIT], "flag_meanings": meanings}
     return Column(f"split_{name}", "uint8", NO_SPLIT, attributes)

@@ -17,13 +17,15 @@ BLOSC_OVERHEAD = 16
 def read_index(file: int, path: Path, layout: Layout, shard: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Read from the end of an open shard file where its patches lie, and what their checksums are.
 
-    Return offsets and sizes [patches, 2] in bytes, and checksums [patches] (an empty array for older stores).
-
     Args:
         file: Descriptor of the open file.
         path: Path of the file, for messages.
         layout: Description of how the array's files are laid out.
-        shard: Number of the shard.
+        shard: Number of the shard among those of the array.
+
+    Returns:
+        Offsets and sizes [patches, 2] of the patches in bytes, and their checksums [patches]. Older stores have no
+            checksums: this array is then empty.
 
     Raises:
         DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
@@ -38,14 +40,17 @@ def parse_tail(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Find in the last bytes of a shard file where its patches lie, and what their checksums are.
 
-    Return offsets and sizes [patches, 2] in bytes, and checksums [patches] (an empty array for older stores).
-
     Args:
-        tail: Last `tail_bytes` of the shard.
+        tail: Last bytes of the shard, as many as `tail_bytes` says: table of checksums, index and the crc32c of the
+            index.
         size: Size of the whole shard in bytes.
         path: Path or URL of the shard, for messages.
         layout: Description of how the array's files are laid out.
-        shard: Number of the shard.
+        shard: Number of the shard among those of the array.
+
+    Returns:
+        Offsets and sizes [patches, 2] of the patches in bytes, and their checksums [patches]. Older stores have no
+            checksums: this array is then empty.
 
     Raises:
         DataError: The shard is truncated or damaged, or does not match its checksum in the attributes of the array.
@@ -65,13 +70,16 @@ def parse_tail(
 
 
 def parse_index(tail: bytes, size: int, path: Path | str, patches: int) -> NDArray[np.uint64]:
-    """Find in the last bytes of a shard file where its patches lie. Return offsets and sizes [patches, 2] in bytes.
+    """Find in the last bytes of a shard file where its patches lie.
 
     Args:
         tail: Last bytes of the shard: the index and its crc32c.
         size: Size of the whole shard in bytes.
         path: Path or URL of the shard, for messages.
         patches: Number of patches in a full shard.
+
+    Returns:
+        Offset and size of each patch in bytes, [patches, 2]. Both are `EMPTY` for a patch that the file leaves out.
 
     Raises:
         DataError: The shard is truncated or damaged.

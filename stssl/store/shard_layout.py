@@ -28,7 +28,7 @@ class Layout:
 
     Attributes:
         shape: Shape of the array: patches, bands, height, width.
-        shard: Number of patches in a shard.
+        shard: Number of patches in a shard (a file of many patches).
         dtype: Type of the values.
         blosc: True if patches are Blosc frames, False if they are uncompressed.
         fill: Value of all pixels of a patch that the shard file leaves out.
@@ -51,14 +51,17 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Return the number of shard files that the array has."""
+        """Return the number of shard files (files of many patches) that the array has."""
         return -(-self.shape[0] // self.shard)
 
 
 def direct_layout(folder: Path) -> Layout | None:
-    """Find out how the files of an array in a local folder are laid out.
+    """Return how the files of an array in a local folder are laid out.
 
-    Return None if the fast reader (`shards`) does not know the layout.
+    Return None if the folder has no readable `zarr.json`, or if the fast reader (`shards`) does not know the layout.
+
+    Args:
+        folder: Folder of the array.
     """
     try:
         return known_layout(json.loads((folder / "zarr.json").read_bytes()))
@@ -67,9 +70,12 @@ def direct_layout(folder: Path) -> Layout | None:
 
 
 def known_layout(meta: ZarrTree) -> Layout | None:
-    """Find out from an array's `zarr.json` (`meta`) how its files are laid out.
+    """Return how the files of an array are laid out, as its `zarr.json` says.
 
     Return None if the fast reader (`shards`) does not know the layout.
+
+    Args:
+        meta: Contents of the `zarr.json`.
     """
     try:
         (sharding,) = meta["codecs"]

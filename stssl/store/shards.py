@@ -43,11 +43,11 @@ class Wanted(NamedTuple):
     """Say where the bytes of n wanted patches are, and where their pixels go in a batch.
 
     Attributes:
-        places: [n] indexes in the batch.
-        rows: [n] store rows.
-        files: [n] descriptors of open files.
+        places: [n] indexes of the patches in the batch.
+        rows: [n] store rows of the patches.
+        files: [n] descriptors of the open files that have the patches.
         spans: [n, 2] offset and size of each patch in its file, in bytes.
-        sums: [n] checksums from the lists of the shards; None if the store has no lists.
+        sums: [n] checksums of the patches from the lists of their shards; None if the store has no lists.
     """
 
     places: Ints
@@ -58,15 +58,23 @@ class Wanted(NamedTuple):
 
 
 class ShardedArray:
-    """Read the pixels of patches directly from the shard files of one local array. Threads may share this object."""
+    """Read the pixels of patches directly from the shard files of one local array. Threads may share this object.
+
+    A shard is a file of many patches.
+    """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        """Set the folder and the layout of the array. The first read opens shard files."""
+        """Set which array to read. The first read opens its shard files.
+
+        Args:
+            folder: Folder of the array.
+            layout: Description of how the array's files are laid out.
+        """
         self.folder, self.layout = folder, layout
         self._fresh()
 
     def _fresh(self) -> None:
-        """Reset this reader: no shard file is open, and no index of a shard is known."""
+        """Set this reader to its first state: no shard file is open, and no index of a shard is known."""
         self._index: NDArray[np.uint64] | None = None
         self._files: NDArray[np.int64] | None = None
         self._sums = np.zeros(0, np.uint32)
@@ -78,15 +86,15 @@ class ShardedArray:
         return {"folder": self.folder, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the reader from a pickle. The first read opens shard files."""
+        """Restore the reader from the state of a pickle. The first read opens shard files."""
         self.__init__(**state)  # type: ignore[misc]  # mypy forbids a call of __init__
 
     def read(self, rows: Ints, bands: slice, out: RawPixels) -> None:
-        """Read the pixels of the patches in the store rows `rows` into `out`.
+        """Read the pixels of n patches into `out`.
 
         Args:
-            rows: [n] store rows.
-            bands: Contiguous range of bands.
+            rows: [n] store rows of the patches. A row may occur more than once.
+            bands: Contiguous range of the array's bands.
             out: [n, bands, height, width] contiguous array that gets the pixels.
 
         Raises:
@@ -109,20 +117,42 @@ class ShardedArray:
                     os.close(file)
 
     def _deliver(self, wanted: Wanted, bands: slice, out: RawPixels) -> None:
-        """Read, check and decode the wanted patches, and write their pixels into the batch `out`."""
+        """Read, check and decode the wanted patches, and write their pixels into the batch.
+
+        Args:
+            wanted: Where the patches are in open files, and where their pixels go in the batch.
+            bands: Contiguous range of the array's bands.
+            out: [n, bands, height, width] array of the batch.
+
+        Raises:
+            DataError: A patch is damaged.
+        """
         plain = self._copy_checked if self.layout.checked else self._copy
         found = (self._decode if self.layout.blosc else plain)(wanted, bands, out)
         if wanted.sums is not None and found != wanted.sums.tolist():
             self._refuse(int(wanted.rows[np.flatnonzero(np.array(found) != wanted.sums)[0]]), "it is another patch")
 
     def _refuse(self, row: int, why: str) -> NoReturn:
-        """Raise a DataError that names a damaged patch, its file and the reason `why`."""
+        """Raise a DataError that says which patch of which file is damaged.
+
+        Args:
+            row: Store row of the patch.
+            why: Reason in words, for the message.
+        """
         raise DataError(f"patch {row} in {self._path(row)} is damaged: {why}. Run `stssl verify`.")
 
     def _copy_checked(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches into the batch `out`, check them, and return their checksums.
+        """Read uncompressed patches into a batch, check them, and return the list of their checksums.
 
         Read all bands, even if few are wanted, because a patch's checksum covers all of them.
+
+        Args:
+            wanted: Where the patches are in open files, and where their pixels go in the batch.
+            bands: Contiguous range of the array's bands that goes into the batch.
+            out: [n, bands, height, width] array of the batch.
+
+        Raises:
+            DataError: A patch is damaged.
         """
         size, whole, found = out[0].nbytes, self.layout.patch_bytes, []
         first = bands.start * (whole // self.layout.shape[1])
@@ -140,7 +170,16 @@ class ShardedArray:
         return found
 
     def _copy(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Read uncompressed patches without checksums into the batch `out`, each by one system call. Return []."""
+        """Read uncompressed patches without checksums into a batch, each by one system call. Return an empty list.
+
+        Args:
+            wanted: Where the patches are in open files, and where their pixels go in the batch.
+            bands: Contiguous range of the array's bands.
+            out: [n, bands, height, width] array of the batch.
+
+        Raises:
+            DataError: A file ends within a patch.
+        """
         flat, size = out.data.cast("B"), out[0].nbytes
         starts = (wanted.spans[:, 0] + bands.start * (self.layout.patch_bytes // self.layout.shape[1])).tolist()
         begins = (wanted.places * size).tolist()
@@ -151,9 +190,18 @@ class ShardedArray:
         return []
 
     def _decode(self, wanted: Wanted, bands: slice, out: RawPixels) -> list[int]:
-        """Decode the wanted bands of compressed patches (Blosc frames) into the batch `out`.
+        """Decode the wanted bands of compressed patches (Blosc frames) into a batch.
 
-        Return the patches' checksums; an empty list if the array has none.
+        Args:
+            wanted: Where the patches are in open files, and where their pixels go in the batch.
+            bands: Contiguous range of the array's bands.
+            out: [n, bands, height, width] array of the batch.
+
+        Returns:
+            List of the patches' checksums; empty if the array has none.
+
+        Raises:
+            DataError: A patch is damaged.
         """
         expected, wants, spans = self.layout.patch_bytes, out[0].nbytes, wanted.spans
         checked, found, places = self.layout.checked, [], wanted.places.tolist()
@@ -199,11 +247,12 @@ class ShardedArray:
         return self.folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _open(self, shards: Ints) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Open the files of the shards with the numbers `shards`, and read where each patch lies in them.
+        """Open the shard files with the numbers `shards`, and read from each where its patches lie.
 
         Returns:
-            Two arrays. The first has the offset and the size of each patch in bytes, [capacity of all shards, 2]. The
-            second has the file descriptor of each shard of the array, or -1 if the shard is not open.
+            Two arrays. The first has the offset and the size in bytes of each patch of the array in its file,
+                [store rows, 2]; a row is filled once its shard was opened. The second has the file descriptor of each
+                shard, or -1 if the shard is not open.
         """
         with self._lock:
             if self._index is None or self._files is None:
@@ -219,7 +268,18 @@ class ShardedArray:
             return self._index, files
 
     def _open_shard(self, shard: int, index: NDArray[np.uint64]) -> int:
-        """Open the file of one shard, and return its descriptor. Write its patches' offsets and sizes into `index`."""
+        """Open the file of one shard, and return its descriptor.
+
+        Write the offsets and sizes of its patches into `index`.
+
+        Args:
+            shard: Number of the shard.
+            index: [store rows, 2] offset and size of each patch of the array in bytes. The rows of this shard are
+                changed.
+
+        Raises:
+            DataError: The file cannot be read, is truncated or damaged.
+        """
         path = self._shard_path(shard)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -261,7 +321,7 @@ class _Files:
 
     @classmethod
     def reserve(cls, count: int) -> bool:
-        """Reserve room for `count` more open files. Raise the process's limit on open files if needed.
+        """Reserve room for `count` more open files, and return True. Raise the process's limit on open files if needed.
 
         Return False if the system's hard limit is too low: then nothing is reserved.
         """
@@ -277,6 +337,6 @@ class _Files:
 
     @classmethod
     def release(cls, count: int) -> None:
-        """Give back the room of `count` open files, after they were closed."""
+        """Release the room that was reserved for `count` open files, after they were closed."""
         with cls.lock:
             cls.reserved -= count

@@ -44,8 +44,8 @@ class BandGroup:
         height: Height in pixels.
         width: Width in pixels.
         dtype: Type of the stored values.
-        statistics: Lists `mean`, `std`, `min`, `max` and `count` with a number for each band. The text `split` names
-            the patches from which they were computed, such as `official:train`.
+        statistics: Lists `mean`, `std`, `min`, `max` and `count`, each with a number for each band. The text `split`
+            names the patches from which they were computed, such as `official:train`. Empty for maps.
     """
 
     name: str
@@ -59,11 +59,13 @@ class BandGroup:
 class Store:
     """Give access to the description, the metadata columns and the pixels of a store.
 
-    A column is read at its first use.
+    A metadata column has one row for each patch. It is read at its first use.
     """
 
     def __init__(self, path: str, description: Description) -> None:
-        """Make a store object from a checked description. Users call `Store.open` instead, which reads the description.
+        """Make a store object from a checked description.
+
+        Users call `Store.open` instead, which reads the description itself.
 
         Args:
             path: Path or URL of the store.
@@ -75,7 +77,10 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open a finished store. If it is so old that it has no checksums, warn once.
+        """Open a finished store, and return it. If it is so old that it has no checksums, log one warning.
+
+        Args:
+            path: Path or URL of the store.
 
         Raises:
             DataError: The store does not exist, its conversion did not finish, it has another schema version, or its
@@ -94,7 +99,10 @@ class Store:
 
     @property
     def unprotected(self) -> tuple[str, ...]:
-        """List which of `columns`, `pixels` and `descriptions` have no checksums. Only older stores lack them."""
+        """Return which of `columns`, `pixels` and `descriptions` have no checksums.
+
+        Only older stores lack some of them.
+        """
         parts = {
             "columns": COLUMN_HASHES in self.attrs,
             "pixels": all(SHARD_CHECKSUMS in self.description.about(name) for name in self.description.images),
@@ -109,12 +117,12 @@ class Store:
 
     @cached_property
     def groups(self) -> dict[str, BandGroup]:
-        """Return descriptions of the store's image arrays, by name: one array for each resolution."""
+        """Return a description of each image array of the store, by name. There is one array for each resolution."""
         return {name: self._band_group(name) for name in self.attrs["pixel_arrays"]}
 
     @cached_property
     def maps(self) -> dict[str, BandGroup]:
-        """Return descriptions of the store's maps, by name. Maps are pixel arrays without image bands."""
+        """Return a description of each map of the store, by name. Maps are pixel arrays without image bands."""
         return {name: self._band_group(name) for name in self.attrs.get("maps", ())}
 
     def _band_group(self, name: str) -> BandGroup:
@@ -125,12 +133,12 @@ class Store:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Return the names of all bands of the store, one image array after the other."""
+        """Return the names of all bands of the store, sorted by image array. Bands of maps are not among them."""
         return tuple(band for group in self.groups.values() for band in group.bands)
 
     @property
     def label_sets(self) -> tuple[str, ...]:
-        """Return the names of the store's label sets. Each is a column with classes of its own."""
+        """Return the names of the store's label sets. Each is a metadata column with classes of its own."""
         return tuple(self.attrs["label_sets"])
 
     @property
@@ -139,15 +147,29 @@ class Store:
         return tuple(self.attrs["splits"])
 
     def classes(self, label_set: str) -> tuple[str, ...]:
-        """Return the class names of a label column, sorted as in the column."""
+        """Return the class names of a label set. Their indexes are the class numbers in its column.
+
+        Args:
+            label_set: Name of the label set.
+
+        Raises:
+            DataError: The store has no such column.
+        """
         return tuple(self.column_attributes(label_set)["classes"])
 
     def multilabel(self, label_set: str) -> bool:
-        """Return True if a patch may have any number of classes in the label column `label_set`, False if one each."""
+        """Return True if a patch may have any number of classes of a label set, False if it has one.
+
+        Args:
+            label_set: Name of the label set.
+
+        Raises:
+            DataError: The store has no such column.
+        """
         return bool(self.column_attributes(label_set)["kind"] == "multi-label")
 
     def has_column(self, name: str) -> bool:
-        """Return True if the store has a metadata array with this name."""
+        """Return True if the store has a metadata column with this name."""
         return name in self.description.arrays and name not in self.description.images
 
     def column(self, name: str) -> ColumnArray:
@@ -158,7 +180,7 @@ class Store:
                 (seconds since 1970 in UTC) or a label set.
 
         Returns:
-            Array [N] of N patches, or [N, values] with several values for each patch.
+            Array [N], or [N, values] for a column with several values for each patch, where N is the number of patches.
 
         Raises:
             DataError: The store has no such column, or the column changed since the conversion. In the first case, the
@@ -177,8 +199,11 @@ class Store:
     def unchecked(self, name: str) -> ColumnArray:
         """Read a column of metadata, such as `lat`, without a check that it did not change since the conversion.
 
+        Args:
+            name: Name of the column.
+
         Returns:
-            Array [N] of N patches, or [N, values] with several values for each patch.
+            Array [N], or [N, values] for a column with several values for each patch, where N is the number of patches.
 
         Raises:
             DataError: The store has no such column, or the column cannot be read.
@@ -195,14 +220,25 @@ class Store:
     def is_converted(self, name: str, values: AnyArray) -> bool:
         """Return True if the values of a column did not change since the conversion.
 
-        zarr reads a lost chunk as missing values; the hash finds this. Older stores have no hashes: return True for
-        them if the column has one row for each patch.
+        zarr reads a lost chunk as missing values. The hash of the column finds this. For older stores, which have no
+        hashes, return True if the column has one row for each patch.
+
+        Args:
+            name: Name of the column.
+            values: Values of the column, as the store has them now.
         """
         hashed = self.attrs.get(COLUMN_HASHES, {}).get(name)
         return len(values) == self.size and (hashed is None or column_hash(values) == hashed)
 
     def column_attributes(self, name: str) -> dict[str, Any]:
-        """Return the attributes of a metadata array: units, class names, meanings of codes."""
+        """Return the Zarr attributes of a metadata column by name: units, class names, meanings of codes.
+
+        Args:
+            name: Name of the column.
+
+        Raises:
+            DataError: The store has no such column.
+        """
         return dict(self._meta(name).get("attributes", {}))
 
     def _meta(self, name: str) -> ZarrTree:
@@ -212,9 +248,12 @@ class Store:
         return self.description.arrays[name]
 
     def statistics(self, bands: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the mean [bands] and the standard deviation [bands] of the bands in `bands`.
+        """Return two arrays [bands]: the mean and the standard deviation of each band.
 
         For a constant band, return the deviation 1 instead of 0, because pixels are divided by it.
+
+        Args:
+            bands: Names of bands. The arrays have their sequence.
 
         Raises:
             DataError: The store has no statistics for a band.
@@ -236,7 +275,7 @@ class Store:
         """Return the band statistics that the makers of the archive published.
 
         Returns:
-            (mean, standard deviation) by name of the band; empty if the store has no published statistics.
+            (mean, standard deviation) of each band by its name; empty if the store has no published statistics.
 
         Raises:
             DataError: The store's attribute `published_statistics` does not hold numbers for bands.
@@ -256,7 +295,11 @@ class Store:
         return found
 
     def constant(self, bands: Sequence[str]) -> list[str]:
-        """List those of `bands` that are constant: all pixels that count for the band statistics have one value."""
+        """Return a list of those bands that are constant: all pixels that count for their statistics have one value.
+
+        Args:
+            bands: Names of the bands to look at.
+        """
         return [
             band
             for group in self.groups.values()
@@ -266,9 +309,9 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the store's pixels, labels, bands and schema version.
+        """Return a hash of the store's pixels, labels, bands and schema version, as hexadecimal text.
 
-        A run records it, and so notices later that the store has changed.
+        A run records it. So it is noticed later if the store has changed.
         """
         digest = hashlib.blake2b(json.dumps([self.attrs["schema_version"], self.bands]).encode(), digest_size=16)
         for name in ("content_hash", *self.label_sets):
@@ -276,19 +319,19 @@ class Store:
         return digest.hexdigest()
 
     def about(self) -> dict[str, str]:
-        """Return the path and the fingerprint (the hash of the contents) of the store, for the record of a run."""
+        """Return the store's path and its fingerprint (a hash of the contents) by name, for the record of a run."""
         return {"path": self.path, "fingerprint": self.fingerprint}
 
     def read(self, rows: Sequence[int] | Ints, bands: Sequence[str] | None = None) -> NDArray[Any]:
         """Read the stored pixels of patches, given their rows in the store.
 
         Args:
-            rows: n row numbers. They need not be sorted.
-            bands: Names of bands of one resolution. The result has them in this sequence. None reads all bands of the
-                first pixel array.
+            rows: n store rows. They need not be sorted. The result has their sequence.
+            bands: Names of bands of one resolution. The result has their sequence. None reads all bands of the first
+                pixel array.
 
         Returns:
-            [n, bands, height, width] array with the type of the store.
+            [n, bands, height, width] array with the type of the stored values.
 
         Raises:
             ConfigError: A band is unknown, or the bands have different resolutions.
@@ -309,7 +352,7 @@ class Store:
         return found[:, [stored.index(band) for band in wanted]]
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Open the store with xarray, which reads arrays at their first use.
+        """Open the store with xarray, which reads each array at its first use.
 
         Returns:
             A data set with pixel arrays [N, bands, height, width], such as `b10` for bands of 10 m, and columns [N], by
@@ -331,15 +374,20 @@ class Store:
         """Return a reader, which reads the pixels of some bands for many patches at once.
 
         Args:
-            bands: Wanted bands.
+            bands: Names of the wanted bands.
             threads: Number of threads that share the work of reading a batch.
-            direct: True to read shard files directly if their layout is known. Else zarr reads them.
-            cache: Cache for shards of an object store. Without a cache, zarr reads the object store.
+            direct: True to read shard files directly if their layout is known. False reads them with zarr-python.
+            cache: Cache on disk for shards of an object store. Without a cache, zarr-python reads the object store.
+
+        Raises:
+            DataError: A pixel array has no description, or a damaged one.
         """
         return StoreReader(self.path, self._stored(self.groups), bands, threads, direct, cache=cache)
 
     def map_reader(self, cache: DiskCache | None = None) -> StoreReader:
-        """Return a reader of all maps. Maps are pixel arrays without image bands, such as a map of land cover.
+        """Return a reader of the pixels of all maps.
+
+        Maps are pixel arrays without image bands, such as one of land cover.
 
         Args:
             cache: Cache on disk for an object store. Without a cache, zarr reads the object store.

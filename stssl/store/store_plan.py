@@ -33,15 +33,15 @@ class StorePlan:
         patches: Number of patches, each of which is one row of the store.
         shard: Number of patches in a shard (a file of many patches).
         codec: Name of the compression of pixels, a key of `CODECS`.
-        arrays: Pixel arrays of the images. Each patch has pixels in all of them.
-        columns: Metadata arrays.
-        label_sets: Names of the columns with labels.
-        splits: Names of the splits. The column of a split is called `split_<name>`.
+        arrays: Descriptions of the pixel arrays of the images. Each patch has pixels in all of them.
+        columns: Descriptions of the metadata arrays.
+        label_sets: Names of the metadata columns with labels.
+        splits: Names of the splits. The column of a split is called `split_NAME`.
         statistics_split: Name of the split whose training patches give the band statistics. If the store has no such
             split, all patches do.
         identity: What is converted, and with which options, without paths, hosts or times. A conversion that resumes
-            compares it.
-        maps: Pixel arrays without image bands, such as a map of land cover.
+            compares it with the identity in the store.
+        maps: Descriptions of pixel arrays without image bands, such as a map of land cover.
         attributes: More attributes for the Zarr group of the store.
     """
 
@@ -63,18 +63,18 @@ class StorePlan:
         return -(-self.patches // self.shard)
 
     def rows(self, shard: int) -> range:
-        """Return the numbers of the store rows whose patches are in a shard (a file of many patches)."""
+        """Return the range of the store rows whose patches are in the shard (a file of many patches) `shard`."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.patches))
 
     def metadata(self, names: Sequence[str], patches: list[Patch], pixels: ColumnArrays) -> ColumnArrays:
-        """Arrange the metadata of a shard's patches as columns.
+        """Return the metadata of a shard's patches: for each column's name, an array with one row for each patch.
 
-        Return an array for each name of a column, with one row for each patch.
+        Take unusable patches out of all splits.
 
         Args:
             names: Names of the patches.
-            patches: The patches, one for each name.
-            pixels: Pixels of all patches, by name of the array, for their hashes.
+            patches: The n patches, one for each name. A value that a patch lacks gets the column's fill value.
+            pixels: Pixels [n, bands, height, width] of all patches, by name of the array. Their hashes become a column.
         """
         columns = {column.name: empty_column(column, len(patches)) for column in self.columns}
         for place, (name, patch) in enumerate(zip(names, patches, strict=True)):
@@ -89,13 +89,13 @@ class StorePlan:
         return columns
 
     def counted(self, columns: ColumnArrays) -> NDArray[np.bool_]:
-        """Return a mask [patches] of a shard, True for patches that count for the band statistics.
+        """Return a mask [patches] of a shard (a file of many patches): True if a patch counts for the band statistics.
 
-        These are the usable training patches of the split `statistics_split`. If the store has no such split, they are
-        all usable patches.
+        Those that count are the usable training patches of the split `statistics_split`. If the store has no such
+        split, they are all usable patches.
 
         Args:
-            columns: Metadata of the shard, from `metadata`.
+            columns: Metadata columns of the shard's patches, by name.
         """
         split = columns.get(f"split_{self.statistics_split}")
         whole = ~np.isin(columns["error_code"], UNUSABLE)
@@ -103,12 +103,12 @@ class StorePlan:
 
 
 def measured_masks(patches: list[Patch], array: PixelArray, counted: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Join the masks of measured pixels of those patches that count for the band statistics.
+    """Join the masks of measured pixels of those patches in a shard that count for the band statistics.
 
     Args:
-        patches: The n patches of a shard.
+        patches: The n patches of the shard (a file of many patches).
         array: Pixel array to which the masks belong.
-        counted: [n] True for the patches that count for statistics.
+        counted: [n] True for the patches that count for the statistics.
 
     Returns:
         [counted patches, bands, height, width], True for each pixel that the satellite measured; None if it measured
@@ -122,9 +122,13 @@ def measured_masks(patches: list[Patch], array: PixelArray, counted: NDArray[np.
 
 
 def stacked(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteger]:
-    """Join the pixels that n patches have for `array` into one array [n, bands, height, width].
+    """Return the pixels that n patches have for a pixel array, joined into one array [n, bands, height, width].
 
     A patch without such pixels gets zeros.
+
+    Args:
+        patches: The n patches.
+        array: Description of the pixel array.
     """
     block = np.zeros((len(patches), *array.shape), array.dtype)
     for place, patch in enumerate(patches):
@@ -134,6 +138,11 @@ def stacked(patches: list[Patch], array: PixelArray) -> NDArray[np.unsignedinteg
 
 
 def empty_column(column: Column, rows: int) -> ColumnArray:
-    """Return the values of a metadata column for `rows` patches, all of them missing (equal to the fill value)."""
+    """Return an array of values of a metadata column for `rows` patches, all of them missing (the fill value).
+
+    Args:
+        column: Description of the column.
+        rows: Number of patches.
+    """
     dtype: Any = object if column.dtype == "string" else column.dtype
     return np.full((rows, column.width) if column.width else rows, column.fill, dtype=dtype)

@@ -26,12 +26,12 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the result of the check of a store: how many patches were checked, and what is wrong.
+    """Hold the result of a check of a store: how many patches were checked, and what is wrong.
 
     Attributes:
         patches: Number of checked patches.
         compared: Number of patches that the check compared with the archive.
-        problems: A sentence for each problem. After `MOST_FINDINGS` problems, a last sentence says that the check
+        problems: A sentence for each problem. If there are more than `MOST_FINDINGS`, a last one says that the check
             stopped.
     """
 
@@ -40,7 +40,10 @@ class Findings:
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """List the problems as lines of text. If several patches have the same problem, one line tells their number."""
+        """Return the problems as a list of lines.
+
+        If several patches have the same problem, one line tells their number.
+        """
         found: dict[str, list[str]] = {}
         for problem in self.problems:
             found.setdefault(problem.partition(": ")[2] or problem, []).append(problem)
@@ -55,15 +58,18 @@ def verify(
 ) -> Findings:
     """Compare a store with its checksums and hashes. If `original` is given, also compare it with the archive.
 
-    Compare the index of every shard with its checksum, and every patch with its hash. Compare every column with its
-    hash and with the number of patches. With `original`, compare every patch and its maps with the archive. Return what
-    is wrong.
+    Compare the index of every shard (a file of many patches) with its checksum, and every patch with its hash. Compare
+    every column with its hash and with the number of patches. With `original`, compare every patch and its maps with
+    the archive.
 
     Args:
         path: Path or URL of the store.
-        original: Function that reads from the archive the patch that a row of the store should have.
-        names: Function that returns the name that the archive has for the patch of a row.
-        progress: Function that gets the number of checked patches and the number of all patches.
+        original: Function that gets a store row and reads from the archive the patch that this row should have.
+        names: Function that gets a store row and returns the archive's name of its patch. None compares no names.
+        progress: Function that is called with the number of checked patches and the number of all patches.
+
+    Returns:
+        The number of checked patches, and a sentence for each problem.
 
     Raises:
         DataError: The path has no finished store, or a needed metadata column is missing or broken.
@@ -102,9 +108,9 @@ def verify(
 
 
 def _changed_descriptions(store: Store) -> list[str]:
-    """List the arrays whose own description differs from the copy in the store's main file.
+    """Return a sentence for each array whose own `zarr.json` is lost, damaged or unlike its copy in the store's file.
 
-    Other programs read an array's own description. This program reads the copy.
+    Other programs read an array's own file. This program reads the copy in the store's `zarr.json`.
     """
     problems = []
     for name, copy in store.description.arrays.items():
@@ -122,9 +128,10 @@ def _changed_descriptions(store: Store) -> list[str]:
 
 
 def _changed_columns(store: Store) -> list[str]:
-    """List the metadata columns that changed since the conversion. For older stores without hashes, the list is empty.
+    """Return a sentence for each metadata column that changed since the conversion.
 
-    zarr reads a lost chunk as missing values and raises no error. The hash finds this.
+    For older stores, which have no hashes, the list is empty. zarr reads a lost chunk as missing values and raises no
+    error. The hash of the column finds this.
     """
     return [
         f"column {name}: its values are not those that were converted"
@@ -154,7 +161,16 @@ def _check_columns(store: Store) -> None:
 
 
 def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyArray] | DataError]:
-    """Read the pixels of some patches. For each row in `rows`, return pixel arrays by name, or the reader's error."""
+    """Read the pixels of some patches. If some of them are damaged, still read the others.
+
+    Args:
+        reader: Reader of the images or maps of a store.
+        rows: Store rows of the patches.
+
+    Returns:
+        List with an entry for each row: a dict of arrays [bands, height, width] by name, or the error of reading this
+            patch.
+    """
     try:
         blocks = reader.read(rows)
     except DataError as error:
@@ -166,14 +182,17 @@ def _blocks(reader: StoreReader, rows: NDArray[np.int64]) -> list[dict[str, AnyA
 
 
 def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uint8], store: Store) -> list[str]:
-    """Compare one patch of the store with the archive, by a hash of its pixels. Return a list of differences.
+    """Compare one patch of the store with the archive, by name and by a hash of its pixels.
 
     Args:
-        name: Name of the patch, for messages.
-        original_name: Name of the patch in the archive.
+        name: Name of the patch in the store.
+        original_name: Name that the archive has for this patch.
         patch: The patch as the archive has it.
-        stored: Hash of the pixels in the store.
-        store: The store.
+        stored: Hash of the patch's pixels in the store, as bytes.
+        store: The store, whose pixel arrays give the shapes of missing pixels.
+
+    Returns:
+        List with a sentence on the difference; empty if there is none.
     """
     if name != original_name:
         return [f"{name}: the archive has {original_name} in its place"]
@@ -187,14 +206,14 @@ def _compare(name: str, original_name: str, patch: Patch, stored: NDArray[np.uin
 
 
 def _compare_maps(name: str, patch: Patch, maps: dict[str, AnyArray] | DataError) -> list[str]:
-    """List the maps of a patch that differ from the archive's, each in a sentence.
+    """Return a sentence for each map of a patch in the store that differs from the archive's map.
 
     If the archive has no map for the patch, the store must have zeros.
 
     Args:
         name: Name of the patch, for messages.
         patch: The patch as the archive has it.
-        maps: Maps in the store by name, or the error of reading them, which is reported elsewhere.
+        maps: Maps of the patch in the store, by name, or the error of reading them, which gives no sentence here.
     """
     if isinstance(maps, DataError):
         return []

@@ -39,14 +39,14 @@ from stssl.store.zarr_metadata import DESCRIPTION_HASHES, description_hashes, re
 
 
 class Writer:
-    """Write one store. Several processes can write shards of it: each gets a pickled copy of this object."""
+    """Write one store. Several processes can write shards (files of many patches) of it: each gets a pickled copy."""
 
     def __init__(self, store: str, plan: StorePlan) -> None:
         """Set where to write the store, and what it will contain. Write nothing yet.
 
         Args:
             store: Path or URL of the store.
-            plan: Contents of the store.
+            plan: Plan of the store's arrays, columns and splits.
         """
         self.store, self.plan = store.rstrip("/"), plan
         parent, _, name = self.store.rpartition("/")
@@ -54,7 +54,7 @@ class Writer:
         self.beside, self.report = files_at(parent), f"{name}.errors.csv"
 
     def attributes(self) -> JsonObject:
-        """Read the attributes of the store's Zarr group. They are empty if the store does not exist yet.
+        """Return the attributes of the store's Zarr group. They are empty if the store does not exist yet.
 
         Raises:
             DataError: The description of the group is damaged.
@@ -70,9 +70,10 @@ class Writer:
         return attributes
 
     def prepare(self) -> None:
-        """Create the store with empty pixel arrays. If it exists already, check that the same conversion began it.
+        """Create the store with empty pixel arrays.
 
-        An unfinished store of an older version of this program is emptied, and begins again.
+        If it exists already, check that a conversion with the same plan began it. An unfinished store of an older
+        version of this program is emptied, and begins again.
 
         Raises:
             DataError: The path holds other files or another conversion, or it cannot be written.
@@ -103,7 +104,11 @@ class Writer:
         self.files.write("zarr.json", json.dumps(group, indent=2).encode())
 
     def _create(self, array: PixelArray) -> None:
-        """Create one pixel array of the store: its description only, without pixels."""
+        """Create one pixel array of the store: its `zarr.json` only, without pixels.
+
+        Args:
+            array: Description of the array.
+        """
         codec = CODECS[self.plan.codec]
         blosc = [BloscCodec(cname=codec, clevel=LEVEL, shuffle="bitshuffle")] if codec else []
         zarr.create_array(
@@ -120,7 +125,7 @@ class Writer:
         )
 
     def _arrays_are_ours(self) -> bool:
-        """Return True if the store already has all planned pixel arrays, in a format with checksums for the patches.
+        """Return True if the store already has all planned pixel arrays, in a format with a checksum for each patch.
 
         Older versions of this program wrote no checksums. Their unfinished conversions must begin again.
         """
@@ -129,18 +134,21 @@ class Writer:
         return len(layouts) == len(found) and all(layout is not None and layout.checked for layout in layouts)
 
     def is_complete(self) -> bool:
-        """Return True if the conversion has finished the store."""
+        """Return True if a conversion has finished the store."""
         return self.attributes().get("complete") is True
 
     def missing(self) -> list[int]:
-        """List the numbers of the shards (files of many patches) that are not written yet, or not whole."""
+        """Return a list of the numbers of the shards (files of many patches) that are not written yet, or not whole."""
         if self.is_complete():
             return []
         there = set(self.work.names())
         return [i for i in range(self.plan.shards) if f"{i:06d}.done" not in there or not self._is_whole(i)]
 
     def _is_whole(self, shard: int) -> bool:
-        """Return True if a shard was written whole: all its files exist, and match their checksums."""
+        """Return True if the shard (a file of many patches) with this number was written whole.
+
+        All its files must exist and match their checksums.
+        """
         sidecar = self._sidecar(shard)
         if sidecar is None:
             return False
@@ -154,20 +162,30 @@ class Writer:
             )
 
     def _checksum_there(self, name: str, shard: int) -> int | None:
-        """Compute the checksum of the end of a shard file of the array `name`. Return None if the file is missing."""
+        """Return the checksum of the end of a shard file, which has its index. Return None if the file is missing.
+
+        Args:
+            name: Name of the pixel array.
+            shard: Number of the shard.
+        """
         tail = self.files.tail(f"{name}/c/{shard}/0/0/0", tail_bytes(self.plan.shard))
         return None if tail is None else shard_checksum(tail)
 
     def _sidecar(self, shard: int) -> bytes | None:
-        """Return the contents of the file that holds the metadata of a shard's patches (the sidecar).
+        """Return the contents of the file (the sidecar) that holds the metadata of a shard's patches, an npz archive.
 
         Return None if the file is missing, or does not match the hash in the marker file, which is written last.
+
+        Args:
+            shard: Number of the shard (a file of many patches).
         """
         marker, sidecar = self.work.read(f"{shard:06d}.done"), self.work.read(f"{shard:06d}.npz")
         return sidecar if sidecar is not None and marker == _digest(sidecar) else None
 
     def write_shard(self, shard: int, names: Sequence[str], patches: list[Patch]) -> None:
-        """Write the pixels and the metadata of a shard (many patches), and last a marker file that says it is whole.
+        """Write the pixels and the metadata of a shard (a file of many patches).
+
+        Last, write a marker file, which says that the shard is whole.
 
         Args:
             shard: Number of the shard.
@@ -205,7 +223,7 @@ class Writer:
     def require_usable(self) -> None:
         """Check that at least one patch of the store can be used. If none can, remove the store and its working files.
 
-        Check nothing if shards are missing: `finish` reports these.
+        Check nothing if shards are missing (`finish` reports these), or if the store is finished.
 
         Raises:
             DataError: No patch can be used. The message has the problem of the first one.
@@ -230,12 +248,12 @@ class Writer:
         )
 
     def finish(self) -> dict[str, int]:
-        """Finish a store after its last shard: write metadata arrays, statistics and the error report.
+        """Finish a store after its last shard (a file of many patches): write columns, statistics and the error report.
 
         Then mark the store as complete, and remove the working files.
 
         Returns:
-            How often each error of patches occurred, by name of the error.
+            For the name of each error, the number of problems of this kind that patches have.
 
         Raises:
             DataError: Some shards are missing. For example, another node wrote them to its own disk.
@@ -264,7 +282,7 @@ class Writer:
         return dict(read_description(self.store).attributes.get("errors", {}))
 
     def _write_statistics(self, group: Any, parts: list[NpzFile]) -> None:
-        """Compute the statistics of all bands from the pixel counts of the shards, and write them into the store.
+        """Compute the statistics of all image bands from the pixel counts of the shards. Write them into the store.
 
         Args:
             group: Open Zarr group of the store.
@@ -279,10 +297,11 @@ class Writer:
     def _write_report(self, parts: list[NpzFile]) -> dict[str, int]:
         """Write a CSV file with the problems of all patches beside the store.
 
-        Return how often each error occurred, by name of the error.
-
         Args:
             parts: Metadata file (sidecar) of each shard, which has the problems of its patches.
+
+        Returns:
+            For the name of each error, the number of problems of this kind.
         """
         problems = [row for part in parts for row in json.loads(str(part["problems"]))]
         text = io.StringIO()
@@ -291,11 +310,13 @@ class Writer:
         return dict(sorted(Counter(code for _, code, _ in problems).items()))
 
     def _mark_complete(self, errors: dict[str, int], hashes: dict[str, str]) -> None:
-        """Write the attributes of the store. The last write says that the store is complete: readers need this mark.
+        """Write the attributes of the store, and copies of the arrays' descriptions.
+
+        The last write says that the store is complete: readers need this mark.
 
         Args:
-            errors: How often each error occurred, by name.
-            hashes: Hash of each column, by name.
+            errors: For the name of each error, the number of problems of this kind.
+            hashes: Hash of each metadata column, by its name.
         """
         about: JsonObject = {
             "schema_version": SCHEMA_VERSION,
@@ -331,10 +352,10 @@ def _digest(data: bytes) -> bytes:
 
 
 def location_ids(columns: ColumnArrays) -> NDArray[np.int32]:
-    """Return a number [N] for the place on earth of each of N patches. Patches of one place have equal numbers.
+    """Return a number for the place on earth of each of N patches, [N]. Patches of one place have equal numbers.
 
-    Two patches show one place if they have equal UTM corners. A patch without corners gets -1. If the store has no
-    columns of corners, return the archive's own numbers.
+    Two patches show one place if they have equal UTM corners. A patch without known corners gets -1. If the store has
+    no columns of corners, return the archive's own numbers.
 
     Args:
         columns: Metadata columns of all patches, by name.
@@ -354,7 +375,7 @@ def _write_column(group: Any, column: Column, values: AnyArray) -> None:
     Args:
         group: Open Zarr group of the store.
         column: Description of the column.
-        values: One row for each patch.
+        values: Values of the column, one row for each patch. Missing values are already replaced by the fill value.
     """
     dimensions = ("patch", f"{column.name}_entry")[: values.ndim]
     options: dict[str, Any] = {"dtype": column.dtype, "fill_value": column.fill}

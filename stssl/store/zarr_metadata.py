@@ -37,9 +37,9 @@ class Description:
     """Hold the checked description of a store, which are the contents of its `zarr.json` files.
 
     Attributes:
-        attributes: Attributes of the group.
+        attributes: Attributes of the store's Zarr group.
         arrays: Description of each array, by name of the array, as in its `zarr.json`.
-        digest: Hash of the store's `zarr.json`.
+        digest: Hash of the store's own `zarr.json`, as hexadecimal text.
     """
 
     attributes: ZarrTree
@@ -47,12 +47,12 @@ class Description:
     digest: str = field(default="", compare=False)
 
     def about(self, name: str) -> ZarrTree:
-        """Return the Zarr attributes of the array with this name."""
+        """Return the Zarr attributes of the array with the name `name`, as a new dict."""
         return dict(self.arrays[name].get("attributes", {}))
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Return the names of the arrays with images or maps. All other arrays are columns."""
+        """Return the names of the arrays with images or maps. All other arrays are metadata columns."""
         return (*self.attributes["pixel_arrays"], *self.attributes.get("maps", ()))
 
 
@@ -62,7 +62,7 @@ def _is_hashes(value: object) -> bool:
 
 
 def _is_conversion(value: object) -> bool:
-    """Return True if a JSON value has the form of the attribute `conversion`: the archive that was converted."""
+    """Return True if a JSON value has the form of the attribute `conversion`, which says what archive was converted."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("format"), str)
@@ -98,7 +98,10 @@ _LABELS: dict[str, Rule] = {
 
 
 def read_description(store: str) -> Description:
-    """Read and check the description of a finished store.
+    """Read and check the description of a finished store: all its `zarr.json` files. Return it.
+
+    Args:
+        store: Path or URL of the store.
 
     Raises:
         DataError: The store does not exist, its conversion did not finish, it has another schema version, or its
@@ -133,6 +136,10 @@ def read_description(store: str) -> Description:
 def read_file(store: str, name: str) -> bytes | None:
     """Return the contents of a description file (`zarr.json`) of a store. Return None if the file does not exist.
 
+    Args:
+        store: Path or URL of the store.
+        name: Path of the file inside the store.
+
     Raises:
         DataError: The file cannot be read, or has more than `JSON_BYTES` bytes.
     """
@@ -144,6 +151,10 @@ def read_file(store: str, name: str) -> bytes | None:
 
 def read_array(store: str, name: str) -> ZarrTree | None:
     """Read and check the `zarr.json` of one array, and return its contents. Return None if the file does not exist.
+
+    Args:
+        store: Path or URL of the store.
+        name: Name of the array.
 
     Raises:
         DataError: The description is damaged. The message names the file and the key.
@@ -160,8 +171,12 @@ def read_array(store: str, name: str) -> ZarrTree | None:
 def _check_version(attributes: ZarrTree, store: str) -> None:
     """Check that a Zarr group is a finished store with the schema version of this program.
 
+    Args:
+        attributes: Attributes of the group.
+        store: Path or URL of the store, for messages.
+
     Raises:
-        DataError: It is not.
+        DataError: The group is no store, has another schema version, or its conversion did not finish.
     """
     version = attributes.get("schema_version")
     if version is None:
@@ -176,7 +191,7 @@ def _check_version(attributes: ZarrTree, store: str) -> None:
 
 
 def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
-    """Check the copies of the array descriptions in a store's `zarr.json`, and return them by name of the array.
+    """Check the copies of the arrays' descriptions in a store's `zarr.json`, and return them by name of the array.
 
     Return None if the file has no copies.
 
@@ -205,17 +220,21 @@ def _consolidated(tree: ZarrTree, file: str) -> dict[str, ZarrTree] | None:
 
 
 def _listed(store: str) -> list[str]:
-    """List the names in a store's folder that may be arrays, for stores whose `zarr.json` does not list the arrays."""
+    """Return a list of the names in a store's folder that may be arrays. It is for a `zarr.json` that lists no arrays.
+
+    Args:
+        store: Path or URL of the store.
+    """
     return [name for name in files_at(store).names() if is_name(name) and name[0] != "." and name != "zarr.json"]
 
 
 def _check_all(found: Description, store: str, places: dict[str, str]) -> None:
-    """Check that all arrays of a store exist, and that each fits the store's own attributes.
+    """Check that all arrays that a store's attributes name exist, and that the description of each fits the attributes.
 
     Args:
         found: Description of the store.
         store: Path or URL of the store, for messages.
-        places: For each name of an array, the file and keys above its description, for messages.
+        places: For the name of each array, the file and the keys above its description, for messages.
 
     Raises:
         DataError: An array is lost or does not fit. The message names the file and the key.
@@ -244,7 +263,7 @@ def _image(found: Description, name: str, where: str) -> list[str]:
     Args:
         found: Description of the store.
         name: Name of the pixel array.
-        where: File and keys above, for messages.
+        where: File and keys above the array's description, for messages.
 
     Raises:
         DataError: A value is wrong. The message names the file and the key.
@@ -283,7 +302,7 @@ def _image(found: Description, name: str, where: str) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    """Return True if a value can be a band statistic: None, or a number whose size is below `MOST_STATISTIC`."""
+    """Return True if a value can be a band statistic: None, or a number whose magnitude is below `MOST_STATISTIC`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return abs(value) < MOST_STATISTIC
     return value is None
@@ -295,7 +314,10 @@ def _check_column(found: Description, name: str, where: str) -> None:
     Args:
         found: Description of the store.
         name: Name of the column.
-        where: File and keys above, for messages.
+        where: File and keys above the column's description, for messages.
+
+    Raises:
+        DataError: The column has a wrong shape or type. The message names the file and the key.
     """
     tree, patches = found.arrays[name], found.attributes["patches"]
     shape, column = tree["shape"], _SCHEMA.get(name)
@@ -309,12 +331,15 @@ def _check_column(found: Description, name: str, where: str) -> None:
 
 
 def _check_labels(found: Description, name: str, where: str) -> None:
-    """Check the description of a label column: its class names, and how many values it has for each patch.
+    """Check the description of a label column: class names, type, and how many values it has for each patch.
 
     Args:
         found: Description of the store.
         name: Name of the column.
-        where: File and keys above, for messages.
+        where: File and keys above the column's description, for messages.
+
+    Raises:
+        DataError: A value is wrong. The message names the file and the key.
     """
     tree, about = found.arrays[name], found.about(name)
     require(about, _LABELS, f"{where}attributes.")
@@ -328,17 +353,26 @@ def _check_labels(found: Description, name: str, where: str) -> None:
 
 
 def description_hashes(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> dict[str, str]:
-    """Hash each part of a store's description that gives numbers their meaning, such as class names and shapes.
+    """Return a hash of each part of a store's description that gives numbers their meaning, such as class names.
 
-    Return the hashes by key, and under the key `all` one hash over all of them. A key that someone later adds to the
-    description has no hash, and is not compared.
+    The hashes are hexadecimal texts by key, such as `attributes.splits`. Under the key `all` is one hash over all of
+    them. A key that someone later adds to the description has no hash in the store, and is not compared.
+
+    Args:
+        attributes: Attributes of the store's Zarr group.
+        arrays: Description of each array (its `zarr.json`), by name.
     """
     hashes = {key: _hash(value) for key, value in _meant(attributes, arrays)}
     return hashes | {ALL: _hash(hashes)}
 
 
 def _meant(attributes: ZarrTree, arrays: Mapping[str, ZarrTree]) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of each part of a store's description that gives numbers their meaning, such as classes."""
+    """Yield key and value of each part of a store's description that gives numbers their meaning, such as classes.
+
+    Args:
+        attributes: Attributes of the store's Zarr group.
+        arrays: Description of each array (its `zarr.json`), by name.
+    """
     for key, value in attributes.items():
         if key not in _NOT_MEANT:
             yield f"attributes.{key}", value
@@ -353,14 +387,14 @@ def _hash(value: object) -> str:
 
 
 def compare_hashes(found: Description, root: str, places: Mapping[str, str]) -> None:
-    """Check by its hashes that a store's description did not change since its conversion.
+    """Check by the hashes in a store's description that it did not change since the conversion.
 
     Skip the check for older stores, which have no hashes.
 
     Args:
-        found: The description.
-        root: File of the group's attributes, for messages.
-        places: File and keys above, for messages, by name of the array.
+        found: Description of the store, whose attributes have the hashes.
+        root: Path of the store's `zarr.json`, for messages.
+        places: For the name of each array, the file and the keys above its description, for messages.
 
     Raises:
         DataError: A value changed or is lost. The message names the file and the key.
@@ -383,9 +417,13 @@ def compare_hashes(found: Description, root: str, places: Mapping[str, str]) -> 
 
 
 def differing_entries(own: ZarrTree, copy: ZarrTree) -> list[str]:
-    """List the keys that differ between an array's own description and the copy of it in the store's `zarr.json`.
+    """Return a sorted list of the keys that differ between an array's own description and its copy.
 
     Compare only keys that give numbers their meaning.
+
+    Args:
+        own: Contents of the array's own `zarr.json`.
+        copy: Description of the array in the store's `zarr.json`.
     """
     first, second = (dict(_meant({}, {"": tree})) for tree in (own, copy))
     return sorted(key[1:] for key in first.keys() | second.keys() if first.get(key) != second.get(key))
