@@ -14,7 +14,7 @@ from stssl.predictions.predicted_table import TABLE_SUFFIXES, OnPatch, PatchOpti
 
 @dataclass(frozen=True)
 class Predicted:
-    """Say what `predict_inputs` wrote and where, with scores and remarks.
+    """Say what `predict_inputs` wrote (a map of a scene or a table of patches) and where, with scores and remarks.
 
     Attributes:
         path: Local path of the map or table. If the output is a URL, path of this process's copy.
@@ -33,8 +33,8 @@ def unit_of(inputs: Sequence[str | Path], out: str | Path) -> str:
     """Return in what a prediction's progress is counted: `windows` for a map, `patches` for a table.
 
     Args:
-        inputs: Inputs of the prediction.
-        out: Output of the prediction.
+        inputs: Paths or URLs that the prediction reads.
+        out: Path or URL that the prediction writes. Its ending decides.
 
     Raises:
         ConfigError: The output is neither a map nor a table, or the inputs cannot become a map.
@@ -66,8 +66,12 @@ def predict_inputs(
         inputs: A scene, a store, a table of images, or a folder or pattern of images.
         out: Map (`.tif`) or table (`.parquet`) to write: a path or URL.
         options: Bands, windows, kind of map, workers, batch and device.
-        labels: For tables: label set to score against; None takes the one that shares most classes with the models.
+        labels: For tables: name of the label set to score against; None takes the one that shares most classes with the
+            models.
         progress: Called with the number of finished windows or patches, and with the number of all.
+
+    Returns:
+        What was written and where, with scores and remarks for the user.
 
     Raises:
         StsslError: A model or an input cannot be used, they do not fit, or the output cannot be written.
@@ -91,7 +95,10 @@ def predict_inputs(
 
 
 def _refuse_map_options(options: MapOptions) -> None:
-    """Check that no option is set that has an effect only on maps of scenes.
+    """Check that no option is set that has an effect only on maps of scenes, because the output is a table of patches.
+
+    Args:
+        options: Options of the command.
 
     Raises:
         ConfigError: Such an option is set.

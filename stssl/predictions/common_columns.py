@@ -20,6 +20,8 @@ from stssl.store.schema import MISSING_TIME, SPLIT_CODES
 class CommonColumns:
     """Collect, batch by batch, the columns of a table that describe its patches and do not depend on a model.
 
+    They are names, places, dates, parts of splits, and errors.
+
     Attributes:
         source: Source of the patches.
     """
@@ -48,26 +50,32 @@ class CommonColumns:
 
     @property
     def names(self) -> list[str]:
-        """Return the names of all patches that `add` collected."""
+        """Return the names of all patches that were added, in the sequence in which they came."""
         return self._names
 
     @property
     def errors(self) -> list[str]:
-        """Return the error of each patch as text; the text is empty for patches without errors."""
+        """Return the error of each patch that was added, as text. The text is empty for a patch without errors."""
         return self._errors
 
     @property
     def centers(self) -> Doubles:
-        """Return longitudes and latitudes [n, 2] of the patches' centers; NaN where unknown."""
+        """Return the centers of the n patches that were added: longitudes and latitudes [n, 2]; NaN where unknown."""
         return np.stack([self._joined("lon"), self._joined("lat")], 1).astype(np.float64)
 
     @property
     def rings(self) -> Doubles:
-        """Return the patches' outlines as five points [n, 5, 2] of longitude and latitude; NaN where unknown."""
+        """Return the outlines of the n patches that were added, [n, 5, 2]: five points of longitude and latitude each.
+
+        The last point is the first one again. Unknown outlines are NaN.
+        """
         return self._joined("rings").astype(np.float64)
 
     def first(self) -> dict[str, pyarrow.Array]:
-        """Return, by name, the table's columns that stand before a model's results: names, places and dates."""
+        """Return, by name, the columns that stand in the table before a model's results: names, places and dates.
+
+        Missing values are null.
+        """
         lat, lon, time = (self._joined(name) for name in ("lat", "lon", "time"))
         seconds = pyarrow.array(time.astype(np.int64), pyarrow.int64(), mask=time == MISSING_TIME)
         return {
@@ -78,9 +86,10 @@ class CommonColumns:
         }
 
     def last(self) -> dict[str, pyarrow.Array]:
-        """Return, by name, the table's columns that stand after a model's results: parts of splits, and errors.
+        """Return, by name, the columns that stand in the table after a model's results: parts of splits, and errors.
 
-        A part of a split is `train`, `validation` or `test`.
+        A part of a split is `train`, `validation` or `test`. It is null for a patch in none of them, and so is a
+        missing error.
         """
         words = {code: part for part, code in SPLIT_CODES.items()}
         found = {
@@ -95,12 +104,12 @@ def output_path(out: str | Path, inputs: Iterable[str | Path], suffixes: Sequenc
 
     Args:
         out: Path that the user gave by `--out`.
-        inputs: Inputs of the command.
-        suffixes: Allowed endings.
-        what: Words on the right output, for messages.
+        inputs: Paths or URLs that the command reads.
+        suffixes: Allowed endings, such as `.parquet`.
+        what: Words on what the output may be, for messages.
 
     Raises:
-        ConfigError: The path has another ending, or is an input, or lies inside an input folder.
+        ConfigError: The path has another ending, is a folder or an input, or lies inside an input folder.
     """
     path = Path(out).absolute()
     if path.suffix.lower() not in suffixes:

@@ -37,7 +37,7 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class EmbeddedPatches:
-    """Say what `embed_patches` wrote: where, and for how many patches.
+    """Say what `embed_patches` wrote: in which file, and for how many patches.
 
     Attributes:
         path: The table or Zarr group with the features.
@@ -61,7 +61,7 @@ def embed_patches(
     options: PatchOptions = DEFAULTS,
     progress: OnPatch | None = None,
 ) -> EmbeddedPatches:
-    """Compute the features of patches, and write them as Parquet or Zarr.
+    """Compute the features of patches, and write them as a Parquet table or a Zarr group.
 
     If an earlier call with the same model, patches and options has finished the output, leave it as it is.
 
@@ -69,8 +69,11 @@ def embed_patches(
         model: Run, or file of a student (a trained network) or of a pretrained encoder.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
         out: Table (`.parquet`) or Zarr group (`.zarr`) to write.
-        options: Bands, sizes, batch and device. `labels` has no effect.
-        progress: Called with the number of finished patches and of all patches.
+        options: Bands, sizes, batch and device. Its `labels` has no effect.
+        progress: Called with the number of finished patches and the number of all patches.
+
+    Returns:
+        Path of the output, numbers of patches and features, and remarks.
 
     Raises:
         ConfigError: The model cannot be used, an option does not fit, or the output is another file.
@@ -114,14 +117,14 @@ def _features(
 
     Args:
         network: Model that computes features.
-        plan: Arranges the pixels as the model's images.
+        plan: Object that arranges the stored pixels as the model's images.
         source: Source of n patches.
         batch: Number of patches that the model sees at a time.
-        progress: Called with the number of finished patches and of all patches.
+        progress: Called with the number of finished patches and the number of all patches; None calls nothing.
 
     Returns:
-        Columns that describe the patches, booleans [n] (False for patches without features), and the features
-            [n, width], NaN for these patches.
+        Columns that describe the patches; booleans [n], False for patches without features; and the features
+            [n, width], NaN for patches without features.
     """
     columns, usable, done = CommonColumns(source), [], 0
     out = np.full((source.size, network.width), np.nan, np.float32)
@@ -138,7 +141,13 @@ def _features(
 
 
 def _write_group(path: Path, columns: CommonColumns, features: Floats, about: JsonObject) -> None:
-    """Write a Zarr group with the arrays `features`, `patch_id`, `lat`, `lon` and `error`.
+    """Write a Zarr group with the arrays `features`, `patch_id`, `lat`, `lon` and `error`, whole or not at all.
+
+    Args:
+        path: Path of the group.
+        columns: Columns that describe the n patches.
+        features: [n, width] features; NaN for patches without features.
+        about: What made the features, and from what: the entry `stssl` of the group's attributes.
 
     Raises:
         RunError: The group cannot be written.

@@ -29,13 +29,16 @@ GROUP_ROWS = 50_000
 def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> Doubles:
     """Compute the outlines of n patches from the metadata columns that say where they lie.
 
+    Leave out outlines that cross the meridian of 180 degrees: on a map, they would span the whole Earth.
+
     Args:
-        columns: Columns of the n patches, by name.
+        columns: Metadata columns of the n patches, by name.
         ground: Width of a patch in meters, for columns `utm_epsg`, `ulx` and `uly`; 0 if unknown.
         pixels: Width of a patch in pixels, for columns `crs`, `corner_x` and so on.
 
     Returns:
-        [n, 5, 2] longitudes and latitudes, counterclockwise, the first point again at the end; NaN where unknown.
+        [n, 5, 2] longitudes and latitudes of the corners, counterclockwise, the first one again at the end; NaN where
+            unknown or left out.
     """
     count = len(columns["lat"])
     out = np.full((count, 5, 2), np.nan)
@@ -61,12 +64,20 @@ def outlines(columns: Mapping[str, ColumnArray], ground: float, pixels: int) -> 
 
 
 def point_bytes(place: Sequence[float]) -> bytes:
-    """Return a point (longitude, latitude) as WKB bytes, little endian."""
+    """Return a point as WKB bytes, little endian.
+
+    Args:
+        place: Longitude and latitude of the point.
+    """
     return struct.pack("<BI2d", 1, 1, *place)
 
 
 def polygon_bytes(ring: Doubles) -> bytes:
-    """Return a polygon with one ring [n, 2] of longitudes and latitudes as WKB bytes, little endian."""
+    """Return a polygon with one ring as WKB bytes, little endian.
+
+    Args:
+        ring: [n, 2] longitudes and latitudes of the ring's n points. The last point is the first one again.
+    """
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes()
 
 
@@ -75,10 +86,10 @@ def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings
 
     Args:
         path: File to write.
-        table: Table with n rows.
+        table: Table with one row for each patch.
         centers: [n, 2] longitudes and latitudes of the patches' centers; NaN where unknown.
         rings: [n, 5, 2] longitudes and latitudes of the patches' outlines; NaN where unknown.
-        about: What made the table, and from what, for the file's metadata.
+        about: What made the table, and from what: the entry `stssl` of the file's metadata.
 
     Raises:
         RunError: The file cannot be written.
@@ -104,11 +115,11 @@ def write_places_table(path: Path, table: pyarrow.Table, centers: Doubles, rings
 
 
 def _geo(kind: str, points: Doubles) -> JsonObject:
-    """Return the entry `geo` of a GeoParquet file's metadata, which names the type and the box of the geometries.
+    """Return the entry `geo` of a GeoParquet file's metadata: type and bounding box of the geometries.
 
     Args:
         kind: Type of all geometries, `Polygon` or `Point`.
-        points: [points, 2] longitudes and latitudes of all geometries.
+        points: [points, 2] longitudes and latitudes of all points of the geometries, none of them NaN.
     """
     box = [*points.min(0).tolist(), *points.max(0).tolist()]
     column: JsonObject = {"encoding": "WKB", "geometry_types": [kind], "bbox": box, "orientation": "counterclockwise"}

@@ -27,15 +27,16 @@ def open_patches(
     wanted: Sequence[str],
     stride: int | None = None,
 ) -> PatchSource:
-    """Open the inputs of a command as a source of patches for a model.
+    """Open the inputs of a command as a source of patches for a model, and return it.
 
     Args:
-        inputs: A store, a table that lists images, a folder or a pattern of images, or images. An image that is larger
-            than the model's patches is a scene, and is cut into windows. So is a `.SAFE` folder.
+        inputs: Paths of a store (which may be a URL), a table that lists images, a folder or a pattern of images, or
+            images. If the first image is georeferenced and larger than the model's patches, the images are scenes,
+            which are cut into windows. So is a `.SAFE` folder.
         model: Description of the model, which says how large windows of scenes must be.
-        bands: Names of the images' bands in their sequence; empty to read them from the images.
-        wanted: Bands that the model needs.
-        stride: Distance of a scene's windows in pixels; None for windows side by side.
+        bands: Names of the images' bands in their sequence; empty to read them from the images. A store must have none.
+        wanted: Names of the bands that the model needs.
+        stride: Distance of the windows of a scene in pixels; None for windows side by side.
 
     Raises:
         ConfigError: The options do not fit the input.
@@ -73,10 +74,10 @@ def open_patches(
 
 
 def _of_scenes(scenes: Scenes, place: str, model: ModelDescription) -> ArchivePatches:
-    """Open the windows of scenes as a source of patches. If the model sees dates, add a remark on each undated scene.
+    """Return the windows of scenes as a source of patches. If the model sees dates, add a remark on each undated scene.
 
     Args:
-        scenes: The scenes.
+        scenes: The scenes, cut into windows.
         place: The input as the user wrote it, for messages.
         model: Description of the model.
     """
@@ -89,12 +90,22 @@ def _of_scenes(scenes: Scenes, place: str, model: ModelDescription) -> ArchivePa
 
 
 def _of_images(images: Manifest, place: str) -> ArchivePatches:
-    """Open a table, a folder or a list of images as a source of patches. `place` is the input in messages."""
+    """Return the images of a table, folder or list as a source of patches.
+
+    Args:
+        images: Archive of these images.
+        place: The input as the user wrote it, for messages.
+    """
     return ArchivePatches(images, place, images.files, images.notes)
 
 
 def _is_scene(path: Path, side: int) -> bool:
-    """Return True if an image is georeferenced and larger than the model's patches, which are `side` pixels wide."""
+    """Return True if an image is georeferenced and its longer side exceeds the model's patches.
+
+    Args:
+        path: File of the image.
+        side: Width of the model's patches in pixels.
+    """
     try:
         band = describe_file(path)[0]
     except DataError:
@@ -103,6 +114,10 @@ def _is_scene(path: Path, side: int) -> bool:
 
 
 def is_store(place: str) -> bool:
-    """Return True if a path or URL counts as a store: a URL, or a folder with a `zarr.json` or the ending `.zarr`."""
+    """Return True if a user's input counts as a store: any URL, or a folder with a `zarr.json` or the ending `.zarr`.
+
+    Args:
+        place: Path or URL of the input.
+    """
     path = Path(place)
     return is_url(place) or (path.is_dir() and ((path / "zarr.json").exists() or path.suffix == ".zarr"))

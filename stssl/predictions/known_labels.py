@@ -16,8 +16,8 @@ class KnownLabels:
     """Collect the known labels of patches batch by batch, as numbers of a model's classes, to score the model.
 
     Attributes:
-        name: Name of the label set.
-        notes: Remarks for the user.
+        name: Name of the label set, which is a metadata column of the patches.
+        notes: Remarks for the user on classes of the label set that the model lacks; empty if it has all.
     """
 
     def __init__(self, name: str, own: LabelSpace, space: LabelSpace) -> None:
@@ -25,7 +25,7 @@ class KnownLabels:
 
         Args:
             name: Name of the label set.
-            own: Classes of the label set.
+            own: Classes of the label set, and whether a patch may have several.
             space: Classes of the model.
         """
         self.name, self._own, self._space = name, own, space
@@ -40,18 +40,18 @@ class KnownLabels:
 
     @classmethod
     def find(cls, source: PatchSource, space: LabelSpace, name: str | None) -> "KnownLabels | None":
-        """Choose the label set of a source that a model can be scored against.
+        """Choose the label set of a source (such as a store) that a model can be scored against.
 
         Args:
             source: Source of the patches.
-            space: Classes of the model.
+            space: Classes of the model, and whether a patch may have several.
             name: Name of the label set; None chooses the one that shares most classes with the model.
 
         Returns:
-            An object that collects labels of the chosen set; None if no set shares a class with the model.
+            A new object, which can collect the labels of the chosen set; None if no set shares a class with the model.
 
         Raises:
-            ConfigError: There is no such label set, or it does not fit the model.
+            ConfigError: The source has no label set `name`, or it does not fit the model.
         """
         fitting: dict[str, tuple[int, KnownLabels]] = {}
         for one in source.label_sets:
@@ -73,7 +73,14 @@ class KnownLabels:
         return fitting[name or max(fitting, key=lambda one: fitting[one][0])][1]
 
     def add(self, batch: PatchBatch) -> None:
-        """Add the labels of a batch of patches. Labels of classes that the model lacks count as unknown."""
+        """Add the labels of a batch of patches to those collected.
+
+        If a patch has one class, a class that the model lacks counts as unknown. If it may have several, such a class
+        is left out.
+
+        Args:
+            batch: The patches, with the label set among their metadata columns.
+        """
         labels = torch.from_numpy(np.array(batch.columns[self.name]))
         own = self._own.targets(labels)
         places = torch.tensor(self._places)
@@ -94,15 +101,18 @@ class KnownLabels:
         self._targets.append(out)
 
     def targets(self) -> Tensor:
-        """Return the labels of all n patches as numbers, with `IGNORED` for unknown labels.
+        """Return the labels of all n patches that were added, as whole numbers, with `IGNORED` for unknown labels.
 
-        If a patch has one class, they are the numbers of the model's classes, [n, 1]. If it may have several, they are
-        1 for a present and 0 for an absent class, [n, classes].
+        If a patch has one class, they are indexes among the model's classes, [n, 1]. If it may have several, they are 1
+        for a present and 0 for an absent class, [n, classes].
         """
         return torch.cat(self._targets)
 
     def column(self) -> pyarrow.Array:
-        """Return the labels as a table's column: a class name or a list of them for each patch, null where unknown."""
+        """Return the labels of all patches that were added as a column of a table: null for unknown labels.
+
+        For each patch, it has a class name; if a patch may have several classes, a list of class names.
+        """
         targets: Ints = self.targets().numpy()
         names = self._space.classes
         if self._space.multilabel:

@@ -30,7 +30,7 @@ class BandArray:
         bands: Names of the bands.
         height: Height in pixels.
         width: Width in pixels.
-        dtype: Type of the values.
+        dtype: Type of the values, such as `uint16`.
         meters: Pixel size in meters; 0 if unknown.
     """
 
@@ -47,9 +47,9 @@ class PatchBatch:
 
     Attributes:
         names: Name of each patch.
-        pixels: [n, bands, height, width] stored values for each pixel size, by name of the `BandArray`. Patches without
-            pixels have zeros.
-        columns: [n] or [n, width] values of each column, by its name.
+        pixels: [n, bands, height, width] stored values of each pixel size, by the name of its bands' array, such as
+            `b10`. Patches without pixels have zeros.
+        columns: [n] or [n, width] values of each metadata column, by its name.
         errors: Error of each patch as text; empty for patches without errors.
         usable: [n] False for patches without pixels, or with pixels that may be wrong.
     """
@@ -62,19 +62,22 @@ class PatchBatch:
 
     @property
     def metadata(self) -> Tensor:
-        """Return the patches' places and dates [n, 4], with NaN for missing values; see `MetadataColumn`."""
+        """Return places and dates of the n patches, [n, 4]: latitude, longitude, day of the year, and UTC hour.
+
+        Missing values are NaN.
+        """
         return metadata_table(*(self.columns[name] for name in ("lat", "lon", "day_of_year", "time")))
 
 
 class PatchSource(Protocol):
-    """Define the attributes and methods that every source of patches, such as a store, must have.
+    """Define the attributes and methods that every source of patches, such as a store or a folder of images, must have.
 
     Attributes:
         place: The input as the user wrote it, for messages.
         size: Number of patches.
-        arrays: Description of the bands of each pixel size, by name such as `b10`.
+        arrays: Description of the bands of each pixel size, by a name such as `b10`.
         columns: Descriptions of the metadata columns, by name.
-        label_sets: Names of the columns with labels.
+        label_sets: Names of the metadata columns with labels.
         splits: Names of the splits. The column of a split is called `split_NAME`.
         notes: Remarks for the user, one line each.
         identity: Hash that changes if the patches change.
@@ -90,10 +93,10 @@ class PatchSource(Protocol):
     notes: tuple[str, ...]
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read the patches with the given numbers, as one batch.
+        """Read the patches with the given numbers, and return them as one batch.
 
         Args:
-            rows: [n] numbers of the patches.
+            rows: [n] numbers of the patches in the source, from 0.
 
         Raises:
             DataError: The source cannot be read.
@@ -102,16 +105,17 @@ class PatchSource(Protocol):
 
 
 class StorePatches:
-    """Read the patches of a store, with the bands that models need, in batches."""
+    """Read the patches of a store in batches, with the bands that models need."""
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, store: Store, bands: Sequence[str]) -> None:
-        """Prepare to read some bands of a store.
+        """Prepare to read some bands of a store. Read its metadata columns.
 
         Args:
             store: Open store.
-            bands: Bands that the models need. Bands that the store lacks are left out.
+            bands: Names of the bands that the models need. Bands that the store lacks are left out. If it has none of
+                them, all its bands are read.
         """
         self.place, self.size, self._store = store.path, store.size, store
         self.identity = store.fingerprint
@@ -130,10 +134,10 @@ class StorePatches:
         self.columns = {name: _described(store, name) for name in wanted}
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read the patches with the given numbers, as one batch.
+        """Read the patches with the given numbers, and return them as one batch.
 
         Args:
-            rows: [n] numbers of the patches.
+            rows: [n] store rows of the patches, from 0.
 
         Raises:
             DataError: The store cannot be read.
@@ -163,10 +167,10 @@ class ArchivePatches:
         """Prepare to read the patches of an open archive.
 
         Args:
-            archive: The archive.
+            archive: The open archive.
             place: The input as the user wrote it, for messages.
-            files: Files that patches are read from.
-            notes: Remarks for the user, one line each.
+            files: Files that patches are read from. Their sizes and times enter the hash `identity`.
+            notes: Remarks for the user on the archive, one line each.
         """
         self.place, self.size, self._archive = place, len(archive.names), archive
         stamps = (tuple(archive.names), [_stamp(path) for path in files], {**archive.about})
@@ -178,10 +182,12 @@ class ArchivePatches:
         self.label_sets, self.splits, self.notes = archive.label_sets, archive.splits, tuple(notes)
 
     def read(self, rows: Ints) -> PatchBatch:
-        """Read the patches with the given numbers, as one batch.
+        """Read the patches with the given numbers, and return them as one batch.
+
+        Metadata that a patch lacks get fill values.
 
         Args:
-            rows: [n] numbers of the patches.
+            rows: [n] numbers of the patches in the archive, from 0.
         """
         patches = [self._one(int(row)) for row in rows]
         pixels: dict[str, AnyArray] = {}
@@ -204,7 +210,11 @@ class ArchivePatches:
         )
 
     def _one(self, row: int) -> Patch:
-        """Read one patch of the archive, given its number. If the disk fails, return a patch marked as unreadable."""
+        """Read one patch of the archive, and return it. If the disk fails, return a patch marked as unreadable.
+
+        Args:
+            row: Number of the patch in the archive, from 0.
+        """
         try:
             return self._archive.read(row)
         except OSError as error:
@@ -212,7 +222,10 @@ class ArchivePatches:
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Return a file's path, its size and the time of its last change in nanoseconds; -1 if it cannot be read."""
+    """Return path, size in bytes and time of the last change (ns since 1970) of a file. They tell if it was changed.
+
+    If the file cannot be read, size and time are -1.
+    """
     try:
         about = path.stat()
     except (OSError, ValueError):

@@ -46,12 +46,12 @@ OnPatch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Set how `predict_patches` and `embed_patches` read patches and run the model.
+    """Hold the options by which `predict_patches` and `embed_patches` read patches and run the model.
 
     Attributes:
         bands: Names of the images' bands; empty to read them from the images.
-        labels: Label set to score against; None chooses one with the model's classes.
-        resample: True to accept patches of another size than the model's.
+        labels: Name of the label set to score against; None chooses the one that shares most classes with the model.
+        resample: True to accept patches of another size than the model's training patches, and to resize them.
         stride: Distance of a scene's windows in pixels; None for windows side by side.
         batch: Number of patches that a model sees at a time.
         device: `auto`, `cpu` or `cuda`.
@@ -70,10 +70,10 @@ DEFAULTS = PatchOptions()
 
 @dataclass(frozen=True)
 class PredictedTable:
-    """Say what `predict_patches` wrote: where, for how many patches, and with which scores.
+    """Say what `predict_patches` wrote: in which file, for how many patches, and with which scores.
 
     Attributes:
-        path: The table.
+        path: File of the table.
         patches: Number of patches, each of which has one row.
         failed: Number of patches without a result. Their rows in the table say why.
         scored: Number of patches with a known label.
@@ -104,8 +104,11 @@ def predict_patches(
         models: Runs, or files of students (trained networks). The probabilities of several are averaged.
         inputs: A store, a table of images, a folder or pattern of images, or a scene.
         out: Table to write (`.parquet`).
-        options: Bands, sizes, labels, batch and device.
-        progress: Called with the number of predicted patches and of all patches.
+        options: Bands, sizes, labels to score against, batch and device.
+        progress: Called with the number of predicted patches and the number of all patches.
+
+    Returns:
+        Path of the table, numbers of patches, scores and remarks.
 
     Raises:
         ConfigError: A model cannot be used, models do not fit together, an option does not fit, or the output is
@@ -142,7 +145,12 @@ def predict_patches(
 
 
 def _made_table(path: Path, about: JsonObject) -> PredictedTable:
-    """Return the result of an earlier call of `predict_patches`, from the metadata (`about`) of the table at `path`."""
+    """Return what an earlier call of `predict_patches` wrote: numbers and scores, from the metadata of its table.
+
+    Args:
+        path: File of the table.
+        about: Metadata that the earlier call wrote into the file.
+    """
     counts, scores = about["counts"], about["scores"]
     assert isinstance(counts, dict) and isinstance(scores, dict)  # for mypy: a fitting request shows that we wrote them
     patches, failed, scored = (int(str(counts[name])) for name in ("patches", "failed", "scored"))
@@ -151,21 +159,21 @@ def _made_table(path: Path, about: JsonObject) -> PredictedTable:
 
 
 def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
-    """Yield all patches of a source, batch by batch. While the caller uses a batch, a thread reads the next ones.
+    """Yield all patches of a source, batch by batch. While the caller uses a batch, a thread reads the next two.
 
     Args:
         source: Source of the patches.
-        batch: Number of patches in a batch.
+        batch: Number of patches in a batch. The last batch may have fewer.
     """
     rows = [np.arange(start, min(start + batch, source.size)) for start in range(0, source.size, batch)]
     yield from prefetch((partial(source.read, chunk) for chunk in rows), 2)
 
 
 def _require_equal(students: Sequence[Student]) -> None:
-    """Check that the models of an ensemble have the same classes, so that their probabilities can be averaged.
+    """Check that the models of an ensemble have the same classes and task, so that their probabilities can be averaged.
 
     Raises:
-        ConfigError: A model has other classes than the first one.
+        ConfigError: A model has other classes or another task than the first one.
     """
     first = students[0].description
     for number, student in enumerate(students[1:], 2):
@@ -176,14 +184,14 @@ def _require_equal(students: Sequence[Student]) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """Hold logits and probabilities [n, classes] of n patches; NaN for patches without a result."""
+    """Hold logits and probabilities, each [n, classes], of n patches; NaN for patches without a result."""
 
     logits: Tensor
     probabilities: Floats
 
 
 class _Prediction:
-    """Predict the classes of a source's patches with one or several models, and arrange the table of results."""
+    """Predict the classes of a source's patches with one or several models, and arrange the results as a table."""
 
     def __init__(
         self,
@@ -199,20 +207,20 @@ class _Prediction:
         self.scored = 0
 
     def usable(self) -> NDArray[np.bool_]:
-        """Return booleans [n]: False for patches that could not be read or whose results are not finite."""
+        """Return booleans [n] for the n patches: False if a patch could not be read or its results are not finite."""
         return np.concatenate(self._usable)
 
     @property
     def failed(self) -> int:
-        """Return the number of patches without a usable result."""
+        """Return the number of predicted patches without a usable result."""
         return int((~self.usable()).sum())
 
     def about(self, models: Mapping[str, str], scores: Mapping[str, float]) -> JsonObject:
-        """Return what the metadata of the table's file say: models, input, classes, scores, numbers of patches.
+        """Return JSON values that describe the table, for its file: models, input, classes, scores and patch counts.
 
         Args:
-            models: Hash of each model's weights, by name.
-            scores: Scores by name.
+            models: Hash of each model's weights, by name of the model.
+            scores: Scores by name, which may be NaN.
         """
         return {
             "stssl": __version__,
@@ -229,9 +237,11 @@ class _Prediction:
     def run(self, batch: int, progress: OnPatch | None) -> _Results:
         """Predict all patches of the source, and return their logits and probabilities.
 
+        Collect the columns of the table.
+
         Args:
             batch: Number of patches that a model sees at a time.
-            progress: Called with the number of predicted patches and of all patches.
+            progress: Called with the number of predicted patches and the number of all patches.
         """
         logits, done = [], 0
         for read in batches_of(self.source, batch):
@@ -250,10 +260,11 @@ class _Prediction:
         return _Results(joined, self.space.probabilities(joined).numpy())
 
     def _logits(self, batch: PatchBatch) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Compute the logits [n, classes] of a batch of n patches.
+        """Compute the logits of a batch of n patches. With several models, average the models' probabilities first.
 
-        With several models, these are the logits of the mean of the models' probabilities. Also return booleans [n]:
-        True for patches for which all models give finite numbers.
+        Returns:
+            Logits [n, classes], on the CPU; and booleans [n], True for patches for which all models give finite
+                numbers.
         """
         parts = []
         for student, plan in zip(self.students, self.plans, strict=True):
@@ -263,15 +274,25 @@ class _Prediction:
         return parts[0] if len(parts) == 1 else self._mean(parts), finite
 
     def _mean(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the logits [n, classes] of the mean of several models' probabilities, given each model's logits."""
+        """Return the logits [n, classes] of the mean of several models' probabilities. They are finite.
+
+        Args:
+            parts: [n, classes] logits of each model.
+        """
         mean = torch.stack([self.space.probabilities(logits.double()) for logits in parts]).mean(0)
         # Limit the probabilities: one of exactly 0 or 1 has no finite logit.
         return (torch.logit(mean, LEAST_SHARE) if self.space.multilabel else mean.clamp_min(LEAST_SHARE).log()).float()
 
     def scores(self, logits: Tensor) -> dict[str, float]:
-        """Score the logits of the patches that have a known label and a usable result.
+        """Score the logits of those patches that have a known label and a usable result.
 
-        Return the scores by name; none if there is no such patch. Set `scored`, the number of these patches.
+        Set the attribute `scored` to the number of these patches.
+
+        Args:
+            logits: [n, classes] logits of all patches.
+
+        Returns:
+            Scores by name; empty if no patch can be scored.
         """
         assert self.labels is not None
         targets = self.labels.targets()
@@ -283,10 +304,12 @@ class _Prediction:
         return dict(score(logits[known], targets[known], self.space).scores)
 
     def table(self, probabilities: Floats) -> pyarrow.Table:
-        """Return the table, with columns for names, places and dates, then results, then labels, splits and errors.
+        """Return the table, one row for each patch: names, places, dates, then results, then labels, splits and errors.
+
+        The results are null for patches without a usable result.
 
         Args:
-            probabilities: [n, classes] probabilities of the patches.
+            probabilities: [n, classes] probabilities of all patches; NaN for those without a result.
         """
         usable = self.usable()
         several = self.space.multilabel

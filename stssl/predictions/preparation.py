@@ -18,7 +18,11 @@ CLOSE = 0.02
 
 
 def side_of(model: ModelDescription) -> int:
-    """Return how many pixels of the model's finest band its patches are wide."""
+    """Return the width of the model's patches in pixels of its finest band.
+
+    Args:
+        model: Description of the model.
+    """
     sizes = [band.meters for band in model.bands if band.meters]
     if model.image.meters and sizes:
         return max(1, round(model.image.meters / min(sizes)))
@@ -26,14 +30,17 @@ def side_of(model: ModelDescription) -> int:
 
 
 class PatchInputs:
-    """Arrange the stored pixels of a source's patches as the images that one model takes."""
+    """Arrange the stored pixels of a source's patches as the images that one model takes.
+
+    Bands are chosen, sorted and, if needed, resized.
+    """
 
     def __init__(self, model: ImageModel, source: PatchSource, *, resample: bool) -> None:
         """Find the model's bands in a source, and check that its pixels have the type and size of the training images.
 
         Args:
             model: The model.
-            source: Source of patches.
+            source: Source of the patches, such as a store.
             resample: True to accept patches of another size than those of the training.
 
         Raises:
@@ -62,6 +69,10 @@ class PatchInputs:
 
         Also set `side`, the size in pixels to which all bands are resized; None if all bands have the same size.
 
+        Args:
+            source: Source of the patches, such as a store.
+            resample: True to accept patches of another size than those of the training.
+
         Raises:
             ConfigError: The patches have another size, and `resample` is False.
             DataError: The values have another type.
@@ -83,8 +94,11 @@ class PatchInputs:
     def images(self, pixels: Mapping[str, AnyArray]) -> Tensor:
         """Return images [n, bands, H, W] of n patches, with the model's bands in its order, on its device.
 
+        They are not normalized yet: the model does this.
+
         Args:
-            pixels: [n, bands, height, width] stored values for each pixel size, by name of the `BandArray`.
+            pixels: [n, bands, height, width] stored values of each pixel size, by the name of its bands' array, such as
+                `b10`.
         """
         device, how = self.model.mean.device, self.model.description.image.resize
         parts = []
@@ -100,11 +114,11 @@ class PatchInputs:
         return joined if self.order == sorted(self.order) else joined[:, self.order]
 
     def _clipped(self, values: Tensor, name: str) -> Tensor:
-        """Return the pixels of one pixel size, clipped to the limits that the model has for their bands.
+        """Return the pixels of the bands of one pixel size, clipped to the limits that the model has for these bands.
 
         Args:
-            values: [n, bands, height, width] pixels.
-            name: Name of the `BandArray` that they belong to.
+            values: [n, bands, height, width] pixels of the bands that the model takes.
+            name: Name of the source's array that has these bands, such as `b10`.
         """
         before = sum(len(own) for other, own in _before(self.chosen, name))
         mine = [self.order.index(before + number) for number in range(len(self.chosen[name]))]
@@ -112,11 +126,13 @@ class PatchInputs:
 
 
 def metadata_for(model: ImageModel, batch: PatchBatch, source: PatchSource) -> Tensor | None:
-    """Return places and dates [n, 4] of a batch for models that see them; None for other models.
+    """Return places and dates [n, 4] of a batch's patches, on the model's device; None if the model does not see them.
+
+    Missing values are NaN.
 
     Args:
         model: The model.
-        batch: The patches.
+        batch: The n patches.
         source: Source of the patches, for messages.
 
     Raises:
@@ -134,13 +150,23 @@ def metadata_for(model: ImageModel, batch: PatchBatch, source: PatchSource) -> T
 
 
 def _before(chosen: Mapping[str, list[int]], name: str) -> list[tuple[str, list[int]]]:
-    """List keys and values of the mapping `chosen` that stand before the key `name`."""
+    """Return a list of the (key, value) pairs that stand before a key in a dict.
+
+    Args:
+        chosen: For the name of each array of a source, the indexes of the bands that the model takes from it.
+        name: The key.
+    """
     entries = list(chosen.items())
     return entries[: [key for key, _ in entries].index(name)]
 
 
 def _other_size(arrays: Sequence[BandArray], model: ModelDescription) -> str:
-    """Say in words how the size of patches differs from that of the training patches; empty if it does not."""
+    """Return words on how the size of patches differs from that of the training patches; empty if it does not.
+
+    Args:
+        arrays: Descriptions of the arrays of bands that the model takes.
+        model: Description of the model, with the size of its training patches.
+    """
     meters, ground = model.image.meters, max(array.meters * array.width for array in arrays)
     if meters and ground and min(array.meters for array in arrays) > 0:
         return (

@@ -1,6 +1,6 @@
 """Tell whether an output of `stssl predict` or `stssl embed` exists already, and if it has the wanted contents.
 
-It has if an earlier call with the same request (models, patches and options) made it.
+It has the wanted contents if an earlier call with the same request (models, patches and options) made it.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ TABLE_FORMAT = 1
 
 
 def request_hash(models: Mapping[str, str], source: PatchSource, options: Iterable[object]) -> str:
-    """Return a hash of the request for a table: of everything that decides its contents.
+    """Return a hash of everything that decides the contents of an output: models, patches and options.
 
     Args:
-        models: Hash of each model's weights, by name.
+        models: Hash of each model's weights, by name of the model.
         source: Source of the patches.
-        options: Values of the options.
+        options: Values of the options, always in the same sequence.
     """
     return settings_hash((TABLE_FORMAT, sorted(models.items()), source.identity, [*options]))
 
 
 def made_already(path: Path, request: str) -> JsonObject | None:
-    """Read the metadata of an output if an earlier call has finished it. Refuse to replace any other file.
+    """Read the metadata of an output if an earlier call with the same request has finished it.
 
     Args:
-        path: Table (`.parquet`) or Zarr group (`.zarr`).
-        request: Hash of the request.
+        path: Table (`.parquet`) or Zarr group (`.zarr`) that a command is to write.
+        request: Hash of the request: of models, patches and options.
 
     Returns:
-        Metadata of the output, if an earlier call with the same request finished it; None if there is no output yet.
+        Metadata of the finished output; None if nothing has this name yet.
 
     Raises:
-        ConfigError: Another file or folder has this name.
+        ConfigError: A file or folder with this name exists, and this request did not make it.
     """
     if not is_there(path):
         return None
@@ -61,14 +61,21 @@ def made_already(path: Path, request: str) -> JsonObject | None:
 
 
 def made_note(path: Path) -> str:
-    """Return the remark which tells the user that an earlier call has already made the output at `path`."""
+    """Return a sentence for the user: an earlier call has already made this output.
+
+    Args:
+        path: Path of the output.
+    """
     return f"{path.name} is already made: by the same models, from the same patches, with the same options"
 
 
 def _entries(path: Path) -> JsonObject:
-    """Read the metadata that this program writes into its outputs; empty if another program wrote the file.
+    """Return the metadata that this program wrote into an output. They are empty if another program wrote it.
 
-    They are also empty if the file is damaged.
+    They are also empty if the output is damaged.
+
+    Args:
+        path: Parquet file or Zarr group.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):
         if path.is_dir():

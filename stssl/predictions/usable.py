@@ -14,11 +14,13 @@ NOT_FINITE = "not_finite: the model gives numbers that are not finite; most like
 
 
 def with_broken(batch: PatchBatch, finite: NDArray[np.bool_]) -> PatchBatch:
-    """Return a copy of a batch in which patches with results that are not finite are marked as unusable.
+    """Return a batch in which usable patches with results that are not finite are marked as unusable and get an error.
+
+    If there is no such patch, this is the given batch, otherwise a copy.
 
     Args:
-        batch: n patches.
-        finite: [n] False for patches for which the model's results are not finite.
+        batch: Batch of n patches.
+        finite: [n] False for patches with results of the model that are not finite.
     """
     broken = batch.usable & ~finite
     if not broken.any():
@@ -31,10 +33,10 @@ def with_broken(batch: PatchBatch, finite: NDArray[np.bool_]) -> PatchBatch:
 
 
 def broken_notes(errors: Sequence[str]) -> Iterator[str]:
-    """Yield a remark for the user on how many patches have results that are not finite. Yield nothing if none has.
+    """Yield one remark for the user: how many patches have results that are not finite. Yield nothing if none has.
 
     Args:
-        errors: Error of each patch, as `with_broken` sets it.
+        errors: Error of each patch as text, as `with_broken` sets it; empty for patches without errors.
     """
     count = sum(NOT_FINITE in error for error in errors)
     if count:
@@ -48,12 +50,12 @@ def require_usable(source: PatchSource, usable: NDArray[np.bool_], errors: Seque
     """Check that at least one patch has a result, before a table or Zarr group of results is written.
 
     Args:
-        source: Source of the patches.
+        source: Source of the patches, for the message.
         usable: [n] False for patches without a result.
-        errors: Error of each patch.
+        errors: Error of each patch as text. The message has the first one.
 
     Raises:
-        DataError: There are patches, and none of them has a result.
+        DataError: There is at least one patch, and none has a result.
     """
     if len(usable) and not usable.any():
         first = next(filter(None, errors), "unknown")
