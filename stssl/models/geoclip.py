@@ -51,6 +51,9 @@ def without_file(config: EncoderBase) -> EncoderBase:
 
     The configuration of any other encoder than GeoCLIP is returned unchanged. Use this if a checkpoint sets the
     encoder's weights afterwards: then the package need not be installed.
+
+    Args:
+        config: Configuration of any encoder of place and date.
     """
     return config.model_copy(update={"weights": "none"}) if isinstance(config, GeoclipConfig) else config
 

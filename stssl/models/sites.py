@@ -37,7 +37,12 @@ class Token(Injection):
     own_token: ClassVar[bool] = True
 
     def __init__(self, config: TokenConfig, shape: Shape) -> None:
-        """Create the position embedding of the extra token. The token enters before block `config.block`."""
+        """Create the position embedding of the extra token. The token enters before block `config.block`.
+
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
+        """
         super().__init__(config, shape)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, shape.width), std=0.02))
 
@@ -130,7 +135,12 @@ class TokenAdd(Injection):
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: TokenAddConfig, shape: Shape) -> None:
-        """Create the site. The learned scale starts at `config.scale`."""
+        """Create the site. The learned scale starts at `config.scale`.
+
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
+        """
         super().__init__(config, shape)
         self.scale = nn.Parameter(torch.tensor(config.scale))
 
@@ -163,6 +173,10 @@ class Film(Injection):
         """Create one linear layer for each block or stage.
 
         All weights are 0, so the backbone is unchanged at the start.
+
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
         """
         super().__init__(config, shape)
         self.touched, self.channels_last = range(len(shape.blocks)), shape.channels_last
@@ -220,7 +234,12 @@ class CrossAttention(Injection):
     families: ClassVar[frozenset[Family]] = frozenset({"vit", "tokens"})
 
     def __init__(self, config: CrossAttentionConfig, shape: Shape) -> None:
-        """Create the attention, and the layer that turns a context vector into `config.tokens` vectors to attend to."""
+        """Create the attention, and the layer that turns a context vector into the vectors to which the tokens attend.
+
+        Args:
+            config: Settings of the site. Its `tokens` is the number of these vectors.
+            shape: Kind and sizes of the backbone.
+        """
         super().__init__(config, shape)
         self.norm = nn.LayerNorm(shape.width)
         self.keys = nn.Linear(shape.width, config.tokens * shape.width)
@@ -254,7 +273,12 @@ class Late(Injection):
     config_type: ClassVar[type[InjectionBase]] = LateConfig
 
     def __init__(self, config: LateConfig, shape: Shape) -> None:
-        """Create the site. It doubles the size of the head's input: the pooled feature, then the context vector."""
+        """Create the site. It doubles the size of the head's input: the pooled feature, then the context vector.
+
+        Args:
+            config: Settings of the site.
+            shape: Kind and sizes of the backbone.
+        """
         super().__init__(config, shape)
         self.head_width = 2 * shape.width
 

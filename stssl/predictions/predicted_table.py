@@ -172,6 +172,9 @@ def batches_of(source: PatchSource, batch: int) -> Iterator[PatchBatch]:
 def _require_equal(students: Sequence[Student]) -> None:
     """Check that the models of an ensemble have the same classes and task, so that their probabilities can be averaged.
 
+    Args:
+        students: The models: trained networks with descriptions of their classes.
+
     Raises:
         ConfigError: A model has other classes or another task than the first one.
     """

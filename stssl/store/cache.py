@@ -87,7 +87,12 @@ class Buffers:
         return view
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialized tensor for pixels in host memory, which is pinned on a machine with a GPU."""
+        """Return an uninitialized tensor for pixels in host memory, which is pinned on a machine with a GPU.
+
+        Args:
+            shape: Shape of the tensor.
+            dtype: Type of its values.
+        """
         if torch.cuda.is_available():
             # Leave the reuse of pinned memory to torch: it knows when a copy from this memory to the GPU has ended.
             return torch.empty(shape, dtype=dtype, pin_memory=True)
