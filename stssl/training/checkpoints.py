@@ -62,7 +62,9 @@ class UnusableError(RunError):
 
 
 def write_state(state: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint file. If the process dies meanwhile, the old file at `path` stays whole, or there is no file.
+    """Write `state`, the content of a checkpoint by key, to the file `path`.
+
+    If the process dies meanwhile, an old file at `path` stays whole.
 
     Raises:
         RunError: The file could not be written. The message says why, and how much disk space is free.
@@ -78,7 +80,7 @@ def write_state(state: Mapping[str, object], path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, object]:
-    """Read a checkpoint file, and return its content with tensors on the CPU. No code from the file is run.
+    """Read a checkpoint file, and return its content by key, with tensors on the CPU. No code from the file is run.
 
     Raises:
         UnusableError: The file is missing, truncated, damaged, or written by another program or version.
@@ -111,10 +113,10 @@ def _shown(mark: bytes) -> str:
 
 
 def require_state(state: Mapping[str, object], path: Path, recipe: str | None = None) -> CheckpointState:
-    """Check that the contents of a checkpoint file are the state of a run, and return them as its state.
+    """Check that the content of a checkpoint file is the state of a run, and return it with the type `CheckpointState`.
 
     Args:
-        state: Contents of the file.
+        state: Content of the file by key.
         path: Path of the file, for messages.
         recipe: Hash of the recipe that the run must have; None accepts any run.
 
@@ -136,11 +138,11 @@ def require_state(state: Mapping[str, object], path: Path, recipe: str | None = 
 
 
 def does_not_fit(path: Path, state: CheckpointState, error: Exception) -> UnusableError:
-    """Return the error for a checkpoint that does not fit the networks of its recipe.
+    """Return the error to raise for a checkpoint that does not fit the networks of its recipe.
 
     Args:
         path: Path of the checkpoint.
-        state: Contents of the file.
+        state: Content of the file by key.
         error: Error of torch, raised when the state was loaded into the networks or the optimizer.
     """
     by = state.get("written_by")
@@ -165,7 +167,7 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def path(self, name: str) -> Path:
-        """Return the path of one checkpoint; `name` is `last`, `previous` or `best`."""
+        """Return the path of one checkpoint's file, which may not exist; `name` is `last`, `previous` or `best`."""
         return self.folder / f"{name}.pt"
 
     def begin_sending(self) -> None:
@@ -175,6 +177,8 @@ class Checkpoints:
 
     def save(self, state: CheckpointState, best: bool) -> None:
         """Copy the run's state to host memory, and let a thread write the copy as the checkpoint `last`.
+
+        The old `last` becomes `previous`.
 
         Args:
             state: State of the run.
@@ -225,7 +229,10 @@ class Checkpoints:
         return any(is_there(self.path(name)) for name in names)
 
     def has(self, name: str) -> bool:
-        """Return True if the run has the checkpoint `name`. If the run lies in an object store, fetch its file."""
+        """Return True if the run has the checkpoint `name` (`last`, `previous` or `best`).
+
+        If the run lies in an object store, fetch the checkpoint's file from it.
+        """
         if self.remote is not None:
             self.remote.fetch(name)
         return is_there(self.path(name))
@@ -235,7 +242,7 @@ class Checkpoints:
 
         Args:
             state: State that the run resumes from.
-            best: True if this state has the best score. The file `best` must then hold this state.
+            best: True if this state has the best score. It is then written to the file `best`.
         """
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)
@@ -243,7 +250,7 @@ class Checkpoints:
             write_state(state, self.path("best"))
 
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
-        """Yield path and state of the checkpoints `last` and `previous`, if they exist.
+        """Yield path and state of each of the checkpoints `last` and `previous` that exists, in this sequence.
 
         For a checkpoint that cannot be used, yield the error instead of the state.
 
@@ -258,7 +265,9 @@ class Checkpoints:
                     yield path, error
 
     def best(self, recipe: str | None = None) -> CheckpointState:
-        """Return the state of the best checkpoint. If its file is lost, use `last` or `previous` if it is the same one.
+        """Return the state of the best checkpoint, read from `last` or `previous` if `best` cannot be used.
+
+        These files are used only if they hold the same checkpoint.
 
         Args:
             recipe: Hash of the recipe that the run must have; None accepts any run.
@@ -278,7 +287,8 @@ class Checkpoints:
     def same_as_best(self, recipe: str | None) -> tuple[str, CheckpointState | None]:
         """Find out if `last` or `previous` is the same checkpoint as `best`: it has the step of the best score.
 
-        Return its name and its state. Return "" and None if neither is the same.
+        Return its name and its state. Return "" and None if neither is the same. `recipe` is the hash of the recipe
+        that the run must have; None accepts any run.
         """
         with contextlib.suppress(UnusableError):
             last = self.read("last", recipe)
@@ -305,7 +315,10 @@ class Checkpoints:
 
 
 def no_usable_checkpoint(problems: list[str], run: str) -> RunError:
-    """Return the error for a run without a usable checkpoint. `problems` has a sentence for each damaged checkpoint."""
+    """Return the error to raise for a run without a usable checkpoint.
+
+    `problems` has a sentence on each damaged checkpoint; `run` is the run's folder, for the message.
+    """
     return RunError("; ".join(problems) + f". Put a whole one back, or delete {run} to start the run again.")
 
 
@@ -324,7 +337,7 @@ def export_weights(checkpoints: Checkpoints, prefix: str, name: str, entries: Ma
         checkpoints: Checkpoints of the run.
         prefix: Start of the names of the network's weights in the state dict. Names in the file have no prefix.
         name: Name of the file, without its ending.
-        entries: Further entries of the file's header.
+        entries: Further entries of the file's header, by key.
 
     Returns:
         Path of the file.
@@ -366,7 +379,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 
 
 def _copied(value: object) -> object:
-    """Return a copy in host memory of nested dicts, lists and tuples of tensors and plain values."""
+    """Return a copy of `value` (nested dicts, lists and tuples), with copies of all its tensors in host memory."""
     if isinstance(value, Tensor):
         # Copy tensors even if they are on the CPU: the next step changes them while the thread writes the copy.
         return value.detach().to("cpu", copy=True)

@@ -52,6 +52,11 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
     def __init__(self, recipe: PretrainRecipe, device: torch.device, recorded: JsonMapping | None = None) -> None:
         """Open the data, and build networks and loader for one rank (training process).
 
+        Args:
+            recipe: Recipe to build from.
+            device: Device of the networks.
+            recorded: The run's record, if the run resumes. It says how images are scaled.
+
         Raises:
             ConfigError: The store or the networks cannot do what the recipe asks for.
             DataError: The store cannot be read, or has too few places.
@@ -73,20 +78,26 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
 
     @classmethod
     def check(cls, recipe: PretrainRecipe) -> list[str]:
-        """Check before a run starts that data and network fit the recipe. Return lines that say what it trains on."""
+        """Check before a run starts that data and network fit the recipe. Train nothing.
+
+        Return lines of text for the user that say what the run trains on.
+        """
         return check_pretraining(recipe)
 
     def batch(self, raw: RawPairs) -> Pairs:
-        """Turn stored patches into pairs of augmented views (a query and a key), and return them."""
+        """Return augmented, normalized views of the pairs of stored patches `raw`: a query and a key for each pair.
+
+        The views are on the device of the networks.
+        """
         made: Pairs = self.make_pairs(raw)
         return made
 
     def validate(self, progress: Progress) -> Validation:
-        """Score the encoder's features: classify validation patches by their nearest training patches (k-NN).
+        """Score the encoder's features by k-NN: classify validation patches by their nearest training patches.
 
-        The scores only inform users. They do not choose the best checkpoint, because pretraining must not use labels:
-        the newest checkpoint with finite features counts as the best. If the store has no labels or the data has no
-        validation patches, the scores are empty.
+        Return the scores by name. They only inform users, and do not choose the best checkpoint, because pretraining
+        must not use labels: the newest checkpoint with finite features counts as the best. If the store has no labels
+        or the data has no validation patches, the scores are empty.
 
         Args:
             progress: The last step that was taken. It is not used.
@@ -131,9 +142,9 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         export_weights(checkpoints, QUERY, "encoder", {KEY: description.text()})
 
     def about(self) -> JsonObject:
-        """Return a description of the store and of the sizes of its parts, for the run's record.
+        """Return a description of the data for the run's record: the store, and the number of patches in each part.
 
-        `true_pairs` is the share of training patches that can be paired with another patch of the same place.
+        In it, `true_pairs` is the share of training patches that can be paired with another patch of the same place.
         """
         share = self.positives.share(self.data.split.train) if self.positives else 0.0
         return self.data.about(world_size()) | {"true_pairs": share} | self.start.about()
@@ -162,7 +173,10 @@ class PairMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Return two augmented views of each pair (query and key). The loader has chosen crops, flips and colors."""
+        """Return augmented, normalized views of pairs of patches: of the first patch as query, of the second as key.
+
+        The loader has already chosen crops, flips and colors at random, and stored them in `raw` beside the pixels.
+        """
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})
         # Take queries from the front and keys from the back. If each patch is its own partner, the loader reads it only
@@ -193,9 +207,9 @@ def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
 
 
 def _build_step(recipe: PretrainRecipe, data: PixelData, first: FirstWeights) -> ContrastiveStep:
-    """Build encoders, queue and heads of pretraining as one module. `first` has weights for the backbone to start from.
+    """Return one module with the encoders, queue and heads of pretraining.
 
-    Other weights are random; the recipe's seed determines them.
+    The backbone starts with the weights in `first`. All other weights are random; the recipe's seed determines them.
     """
     torch.manual_seed(recipe.seed)
     pretext = recipe.pretext

@@ -38,12 +38,12 @@ from stssl.students.samples import MOST_PLACES, SAMPLES, Samples
 
 
 def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: bool) -> ModelDescription:
-    """Return the description of a training run's student, for the header of its weights file.
+    """Return the description of a training run's student, for its weights file: network, bands, classes and training.
 
     Args:
         recipe: Recipe of the run.
         data: Data of the run.
-        pixels: Scaler from stored bands to images.
+        pixels: Module that scales stored bands to images.
         cdmad: True if the student's logits are corrected by those of a blank image.
     """
     model, names = recipe.model, data.space.classes
@@ -71,12 +71,12 @@ def describe_student(recipe: Recipe, data: RunData, pixels: PixelScaler, cdmad: 
 
 
 def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScaler) -> ModelDescription:
-    """Return the description of a pretraining run's backbone, for the header of its weights file.
+    """Return the description of a pretraining run's backbone, for its weights file: network, bands and training.
 
     Args:
         recipe: Recipe of the run.
         data: Data of the run.
-        pixels: Scaler from stored bands to images.
+        pixels: Module that scales stored bands to images.
     """
     return ModelDescription(
         network=NetworkDescription(
@@ -92,15 +92,16 @@ def describe_encoder(recipe: PretrainRecipe, data: PixelData, pixels: PixelScale
 
 
 def _groups(recipe: RunRecipe, data: PixelData) -> dict[str, BandGroup]:
-    """Return for each band of a recipe its group: the bands that the store has in the same pixel array."""
+    """Return, by the name of each band of a recipe, the group of bands that the store has in the same pixel array."""
     own = {band: group for group in data.store.groups.values() for band in group.bands}
     return {band: own[band] for band in recipe.data.bands}
 
 
 def _about(data: PixelData, group: BandGroup, key: str) -> float | None:
-    """Return the number under `key` in the store's description of a pixel array; None if it is missing or not positive.
+    """Return a number, such as the meters per pixel (`gsd_m`), from the store's description of a pixel array.
 
-    The array is that of the band group `group`.
+    The array is that of the band group `group`, and `key` is the number's key. Return None if the description has no
+    such number, or one that is not positive.
     """
     value = data.store.description.about(group.name).get(key)
     return float(value) if isinstance(value, int | float) and value > 0 else None
@@ -158,7 +159,10 @@ def _training(recipe: RunRecipe, data: PixelData, labeled: int | None) -> Traini
 
 
 def _shared_recipe(recipe: RunRecipe) -> JsonObject:
-    """Return the recipe's values without the names of this machine's folders, because the file may be published."""
+    """Return the recipe as nested dicts in which paths have only their last part.
+
+    The file of weights may be published, and must not show the names of this machine's folders.
+    """
     tree = recipe.identity()
     for part, key in (("data", "store"), ("model", "weights"), ("labels", "list")):
         section = tree.get(part)
@@ -170,7 +174,7 @@ def _shared_recipe(recipe: RunRecipe) -> JsonObject:
 
 
 def take_samples(data: PixelData, description: ModelDescription) -> Samples:
-    """Read a few sample patches, and return them with the places of training patches.
+    """Read a few sample patches. Return their pixels and metadata, and the places of some training patches.
 
     The samples are validation patches, or training patches if there are no validation patches.
 
@@ -191,7 +195,7 @@ def take_samples(data: PixelData, description: ModelDescription) -> Samples:
 
 
 def on_grid(images: Tensor, side: int) -> Tensor:
-    """Resample images [n, bands, H, W] to a width and height of `side` pixels. Return images of this size unchanged."""
+    """Return images [n, bands, H, W], resampled to a width and height of `side` pixels if they have another size."""
     if images.shape[-1] == side and images.shape[-2] == side:
         return images
     return resize_images(images, side, "centers")

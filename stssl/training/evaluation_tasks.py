@@ -17,7 +17,8 @@ _RETRIES = 3
 def predict_on_ray(workers: int) -> Elsewhere:
     """Return a function that computes the logits of a run on Ray workers.
 
-    Each worker uses one CPU. It also uses one GPU, if Ray has GPUs and the user did not ask for the CPU.
+    The argument of this function says which run and patches; it returns logits [patches, classes] by network. Each
+    worker uses one CPU. It also uses one GPU, if Ray has GPUs and the user did not ask for the CPU.
 
     Args:
         workers: Number of workers. `RAY_ADDRESS` names a cluster; without it, Ray starts on this machine.
@@ -45,9 +46,14 @@ def predict_on_ray(workers: int) -> Elsewhere:
 
 
 def _task(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Compute, inside a Ray worker, the logits of this worker's share of patches. Return them by network.
+    """Compute, inside a Ray worker, the logits of each network of a run for this worker's share of patches.
 
-    `share` is the number of the worker, counted from 0, and the number of workers.
+    Args:
+        asked: Run, part of the data, and metadata of the logits to compute.
+        share: Number of the worker, counted from 0, and number of workers.
+
+    Returns:
+        [patches of the share, classes] logits by network, on the CPU.
     """
     torch.set_num_threads(1)
     if not is_url(asked.path) and not Path(asked.path).exists():

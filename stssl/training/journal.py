@@ -15,7 +15,7 @@ from stssl.training.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Define the interface of outputs that get a run's metrics besides its own file: TensorBoard, MLflow and Ray."""
+    """Define the interface of outputs that get a run's metrics besides `metrics.jsonl`: TensorBoard, MLflow and Ray."""
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write a row of metrics.
@@ -149,7 +149,7 @@ class Journal:
     """Write metrics to the run's file, TensorBoard, MLflow and Ray. Only rank 0 (the first training process) writes.
 
     Attributes:
-        writes: True if this journal writes: on rank 0, after `TrainState.resume`.
+        writes: True if this journal writes; False on other ranks, and before the run starts or resumes.
     """
 
     def __init__(self, folder: RunFolder, recipe: RunRecipe, *, writes: bool, step: int) -> None:
@@ -195,7 +195,7 @@ class Journal:
             sink.append(kind, step, {name: value for name, value in values.items() if isfinite(value)})
 
     def note(self, file: str, row: Mapping[str, object]) -> None:
-        """Append a row to `file` in the run's folder, as one line of JSON. Only rank 0 writes it.
+        """Append `row`, values by key, to `file` in the run's folder, as one line of JSON. Only rank 0 writes it.
 
         Raises:
             RunError: The file cannot be written.

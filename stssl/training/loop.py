@@ -43,7 +43,7 @@ class StepResult(NamedTuple):
 
 
 class BadStep(TypedDict):
-    """Describe a step that was left out because gradients were not finite: its number, and this rank's losses."""
+    """Describe a step left out because gradients were not finite: its number, and this rank's losses by name."""
 
     step: int
     losses: dict[str, float]
@@ -55,7 +55,8 @@ def train_to_end(train_state: TrainState, report: Report, outside: Outside | Non
     Args:
         train_state: State of this rank (training process). All ranks call this function together.
         report: Called with each validation's metrics, on every rank.
-        outside: Receiver of requests from other processes; None receives only signals to this process.
+        outside: Receiver of requests to save or to end the run from other processes; None receives only signals to this
+            process.
 
     Returns:
         Number of steps taken, best score, and step of the best score.
@@ -127,9 +128,16 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
 
 
 def backward(train_state: TrainState, raw: object) -> Logs:
-    """Compute the gradients of a batch's loss, in micro-batches if the recipe asks for them. Return values to log.
+    """Compute the gradients of the loss for a batch, and store them in the networks' parameters.
 
-    `raw` has this rank's patches, as the task's loader delivers them.
+    The batch goes through the networks in micro-batches if the recipe asks for them.
+
+    Args:
+        train_state: This rank's state.
+        raw: This rank's patches of the batch, as the task's loader delivers them.
+
+    Returns:
+        Values to log: scalar tensors by name.
     """
     batch = train_state.task.batch(raw)
     with train_state.autocast():
@@ -145,7 +153,7 @@ def backward(train_state: TrainState, raw: object) -> Logs:
 
 
 def not_finite(norms: dict[str, Tensor]) -> Tensor:
-    """Return a boolean scalar tensor: True if the gradient norm of a network is NaN or infinite.
+    """Return a boolean scalar tensor: True if a gradient norm in `norms` (by network) is NaN or infinite.
 
     It is the same on all ranks, because they have summed their gradients.
     """
@@ -186,6 +194,11 @@ def save(train_state: TrainState, best: bool = False) -> None:
 
 def save_and_stop(train_state: TrainState, notices: Notices, by: signal.Signals) -> None:
     """Write a checkpoint of the present step, wait until it is on disk, and end the run. All ranks call this together.
+
+    Args:
+        train_state: This rank's state.
+        notices: Connection of the ranks, which wait for each other before they end.
+        by: Signal that asked the run to end.
 
     Raises:
         StoppedError: Always. The message says after which step the run ended. The exit code is 128 plus the number of
@@ -232,7 +245,10 @@ class Meter:
             yield raw
 
     def add(self, result: StepResult) -> None:
-        """Add the values of the current step to the running sums, unless the step was left out (bad gradients)."""
+        """Add the values of a training step, `result`, to the running sums.
+
+        A step that was left out because of bad gradients adds nothing. Call this before the step counts as taken.
+        """
         self.guard.note(self.train_state.progress.step, result)
         values = result.logs | {f"gradient_norm_{name}": norm for name, norm in result.norms.items()}
         values["counted"] = torch.ones((), device=result.bad.device)
@@ -301,11 +317,17 @@ class Guard:
         self.noted: list[tuple[int, StepResult]] = []
 
     def note(self, step: int, result: StepResult) -> None:
-        """Store a step's result for `bad_steps`. Do not read it from the device yet, because the host would wait."""
+        """Store the result of step `step`, for `bad_steps` to read later.
+
+        The result stays on the device, because the host would have to wait for it.
+        """
         self.noted.append((step, result))
 
     def bad_steps(self) -> list[BadStep]:
-        """Return the steps since the last call whose gradients were not finite. Read all flags in one transfer."""
+        """Return the number and the losses of each step, stored since the last call, whose gradients were not finite.
+
+        Read the flags of all these steps from the device in one transfer.
+        """
         flags = torch.stack([result.bad for _, result in self.noted]).tolist() if self.noted else []
         found: list[BadStep] = [
             {"step": step, "losses": {name: float(value) for name, value in result.logs.items()}}

@@ -34,7 +34,7 @@ class Outside:
         return None
 
     def due(self) -> bool:
-        """Return True if rank 0 must ask all ranks to call `node_leaves` now."""
+        """Return True if it is time for rank 0 to ask all ranks to check together if a node will be taken away."""
         return False
 
     def node_leaves(self) -> bool:
@@ -80,7 +80,10 @@ class Notices:
 
     @contextmanager
     def listening(self) -> Iterator["Notices"]:
-        """Return a context that records signals to this process and, on rank 0, requests from other processes."""
+        """Return a context that records signals to this process and, on rank 0, requests from other processes.
+
+        In the `with` statement, `as` gives this object.
+        """
         with self.stop.listening():
             if rank():
                 yield self
@@ -89,7 +92,7 @@ class Notices:
                 yield self
 
     def after_step(self) -> Notice:
-        """Return what all ranks must do now: save, end or nothing. All ranks call this once after each step."""
+        """Return what all ranks must do now: save, end, or nothing. All ranks call this once after each step."""
         number = self._own()
         if self._group is not None:
             sent, number = torch.tensor([number]), self._received()
@@ -101,14 +104,20 @@ class Notices:
         return Notice(number == _ASK and self.outside.node_leaves(), None)
 
     def _own(self) -> int:
-        """Return the request that this rank received, as one of the numbers that ranks exchange; 0 for no request."""
+        """Return the request that this rank received, as the number that it sends to the other ranks.
+
+        It is 0 for no request, 1 to check together if a node will be taken away, and 100 + N for signal number N.
+        """
         by = self.stop.by or (self.outside.asked() if rank() == 0 else None)
         if by is not None:
             return _STOP + by
         return _ASK if rank() == 0 and self.outside.due() else 0
 
     def _received(self) -> int:
-        """Wait for the last exchange. Return the largest number that a rank sent in it; 0 before the first exchange."""
+        """Wait for the last exchange. Return the largest number that a rank sent in it: the most urgent request.
+
+        Return 0 if no exchange is under way.
+        """
         if self._sent is None:
             return 0
         (number, work), self._sent = self._sent, None

@@ -23,7 +23,8 @@ def choose_precision(recipe: RunRecipe, device: torch.device, recorded: JsonMapp
     """Return the number format in which the networks of a run compute. All ranks call this together.
 
     Args:
-        recipe: Recipe of the run. `auto` takes bf16 if the devices of all ranks have instructions for it.
+        recipe: Recipe of the run. `compute.precision` names the format; `auto` takes bf16 if the devices of all ranks
+            have instructions for it.
         device: Device of this rank.
         recorded: The run's record, if the run resumes. With `auto`, the run keeps the format in its record, even if
             this device has no instructions for it.
@@ -54,7 +55,10 @@ def _cpu() -> Mapping[str, object]:
 
 
 def about_speed(precision: Precision, device: torch.device) -> str | None:
-    """Return a sentence for the user if the other number format may be faster on this CPU; None if not or on a GPU."""
+    """Return a sentence for the user if another number format than `precision` may be faster on this CPU.
+
+    Return None if it may not, or if `device` is a GPU.
+    """
     if device.type != "cpu":
         return None
     name = _cpu().get("cpu_name", "this CPU")
@@ -84,7 +88,7 @@ class Fp32Attention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call `func`, a function of torch, and return its result.
+        """Call `func`, a function of torch, with `args` and `kwargs`, and return its result. `types` is not used.
 
         Attention computes in fp32, and its result has the number format of its queries.
         """

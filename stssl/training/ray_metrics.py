@@ -48,7 +48,7 @@ class RayGauges:
     """Set gauges of Ray to a run's newest metrics. Prometheus reads the gauges from the nodes' metrics ports."""
 
     def __init__(self, recipe: RunRecipe) -> None:
-        """Create the gauges. Each gets the tag `run` with the run's name."""
+        """Create the gauges for the run of `recipe`. Each gets the tag `run` with the run's name."""
         from ray.util.metrics import Gauge
 
         self.gauges = {name: Gauge(name, one.about, ("run",)) for name, one in EXPORTED.items()}

@@ -97,7 +97,7 @@ def passing_signals(post: Post) -> Iterator[None]:
     """Return a context in which the driver passes its first signal on to the ranks, which save and end the run.
 
     A second signal raises `Asked` at once. So does the first signal if training has not begun: there is nothing to
-    save yet.
+    save yet. `post` writes the signal's number to Ray's key-value store, where rank 0 reads it.
 
     Raises:
         Asked: A signal asked the process to end.

@@ -37,7 +37,7 @@ class RemoteCheckpoints:
     """Fetch the checkpoints of one run from an object store, and send them to it."""
 
     def __init__(self, mirror: Mirror) -> None:
-        """Store the connection with the run's folder in the object store. Fetch nothing yet."""
+        """Store `mirror`, the connection with the run's folder in the object store. Fetch nothing yet."""
         self.mirror, self.remote = mirror, mirror.remote
         self._committed: dict[str, str] = {}
         self._mark: ObjectMark | None = None
@@ -46,7 +46,8 @@ class RemoteCheckpoints:
     def fetch(self, *names: str) -> None:
         """Fetch the named checkpoints (by default all) that the run has committed and this machine does not have.
 
-        Remove local checkpoints that the run has not committed. Do nothing if this process trains the run.
+        A checkpoint is committed if the mark in the object store names it, so it is whole. Remove local checkpoints
+        that the run has not committed. Do nothing if this process trains the run.
 
         Raises:
             DataError: The object store cannot be read, or the run replaces its checkpoints again and again.
@@ -69,6 +70,8 @@ class RemoteCheckpoints:
 
     def any_committed(self, *names: str) -> bool:
         """Return True if the run has committed at least one of the named checkpoints. Do not fetch them.
+
+        A checkpoint is committed if the mark in the object store names it, so it is whole.
 
         Args:
             names: Names of checkpoints, such as `last`.
@@ -120,7 +123,10 @@ class RemoteCheckpoints:
             self._copy("last", "best")
 
     def _copy(self, name: str, target: str) -> None:
-        """Copy checkpoint `name` to `target` in the object store. If that fails, send the local file of `target`."""
+        """Copy the file of checkpoint `name` to that of checkpoint `target` in the object store.
+
+        If that fails, or if `name` is empty, send the local file of `target`, if there is one.
+        """
         with contextlib.suppress(DataError, FileNotFoundError):
             if name:
                 return self.remote.copy(object_name(name), object_name(target))
@@ -148,9 +154,10 @@ class RemoteCheckpoints:
         self._mark = found[1]
 
     def _fetched(self, name: str) -> bool:
-        """Fetch one checkpoint if the run has committed it, else remove its local file. Return True if this worked.
+        """Fetch checkpoint `name` if the run has committed it, else remove its local file. Return True if this worked.
 
-        Return False if the object store does not have the committed content, unless the checkpoint is `previous`.
+        Return False if the object store does not have the committed content. For `previous`, return True even then: the
+        local file is missing, but a run can do without it.
         """
         digest, path = self._committed.get(name), self._local(name)
         if digest is None:
@@ -200,7 +207,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a file of the machine's shared cache into the run's folder. On file systems without hard links, copy it."""
+    """Make `target`, in the run's folder, a hard link to `source`, a file of this machine's shared cache.
+
+    On file systems without hard links, copy the file.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, target)

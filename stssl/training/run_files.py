@@ -126,7 +126,7 @@ class ScoresFile(RunFile):
 
     @property
     def student(self) -> dict[str, Score]:
-        """Return the scores of the student network, which each run has."""
+        """Return the scores of the student network by name. A score that is not defined is None."""
         return self.networks["student"].scores
 
 
@@ -182,7 +182,7 @@ def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, 
         advice: Sentence that says what to do. It ends the message of an error.
 
     Returns:
-        The checked keys, and the whole file as plain values.
+        An object of `kind` with the checked keys, and the whole file as plain values.
 
     Raises:
         RunError: The file cannot be read, is cut off, or lacks a key. The message names the file and the key.
@@ -192,7 +192,7 @@ def read_run_file(kind: type[K], path: Path, advice: str) -> tuple[K, dict[str, 
 
 
 def check_run_file(kind: type[K], tree: JsonMapping, path: Path, advice: str) -> K:
-    """Check that the values read from a file of a run have all keys that the file must have. Return the checked keys.
+    """Check that the values read from a file of a run have all keys that the file must have. Return them as a `kind`.
 
     Args:
         kind: Class that lists the file's keys.
@@ -219,10 +219,10 @@ class Rows(NamedTuple):
 
 
 def read_rows(path: Path, numbers: bool) -> Rows:
-    """Read a file with one JSON object in each line, and return its rows. A missing file has no rows.
+    """Read a file with one JSON object in each line, and return its valid rows and its number of damaged lines.
 
-    A line is damaged if it is not a JSON object with a step. For example, a kill or a power loss can cut off the last
-    line.
+    A missing file has no rows. A line is damaged if it is not a JSON object with a step. For example, a kill can cut
+    off the last line.
 
     Args:
         path: Path of the file.
@@ -239,7 +239,10 @@ def read_rows(path: Path, numbers: bool) -> Rows:
 
 
 def _parse(data: bytes, numbers: bool) -> Rows:
-    """Parse lines with one JSON object each, and return the rows. `numbers` has the same meaning as in `read_rows`."""
+    """Parse `data`, lines with one JSON object each. Return the valid rows and the number of damaged lines.
+
+    If `numbers` is True, rows keep only `kind`, numbers and None, and a line with a `kind` that is not text is damaged.
+    """
     found: list[MetricsRow] = []
     damaged = 0
     for line in data.split(b"\n"):
@@ -265,7 +268,7 @@ class NewRows:
         self._given, self._offset, self._inode = 0, 0, -1
 
     def take(self) -> list[MetricsRow]:
-        """Return the rows that were added since the last call. A line without its end is left for a later call.
+        """Return the rows that were added since the last call. An incomplete last line is left for a later call.
 
         A resumed run replaces the file by one without the rows after its checkpoint. After such a replacement, read
         the file from its start, and skip as many rows as earlier calls returned.
@@ -303,7 +306,10 @@ def _row(line: bytes) -> MetricsRow | None:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    """Return True if a row of metrics may have this value: `kind`, None, or a finite number that a figure can draw."""
+    """Return True if a row of metrics may have `value` under the key `name`.
+
+    It may if the key is `kind`, or if the value is None or a finite number that a figure can draw.
+    """
     if name == "kind" or value is None:
         return True
     return (

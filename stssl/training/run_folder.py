@@ -92,7 +92,7 @@ class RunFolder(RunPlace):
         return validate(kind_of(tree), tree, str(self.path / "recipe.yaml"))
 
     def recipe_as(self, kind: type[R]) -> R:
-        """Return the run's recipe after a check that its class is `kind`.
+        """Return the run's recipe, which must be of the class `kind`, such as that of pretraining recipes.
 
         Raises:
             ConfigError: A key is unknown or has a wrong value.
@@ -104,7 +104,7 @@ class RunFolder(RunPlace):
         return recipe
 
     def _tree(self) -> Tree:
-        """Read `recipe.yaml` as plain values (mappings, lists, numbers, texts).
+        """Return the values in `recipe.yaml` as nested dicts and lists of numbers and texts.
 
         Raises:
             RunError: The file cannot be read or holds no recipe, or an earlier release wrote it.
@@ -167,7 +167,7 @@ class RunFolder(RunPlace):
         return started
 
     def claim(self, recipe: RunRecipe) -> None:
-        """Write `recipe.yaml` into the folder, which reserves it for this recipe's run. Do nothing if it already is.
+        """Reserve the folder for this recipe's run by writing `recipe.yaml`. Do nothing if this was done already.
 
         Call this in one process only, and after `check_run`: a recipe that cannot run must not reserve a name.
 
@@ -210,7 +210,10 @@ class RunFolder(RunPlace):
         return {"steps": done.steps, "best": done.best, "best_step": done.best_step}
 
     def finish(self, end: RunEnd) -> None:
-        """Write `done.json`, which marks the run as finished. Before that, send all other files to an object store."""
+        """Write `end` to `done.json`, which marks the run as finished.
+
+        If the run lies in an object store, send all other files to it before.
+        """
         self.publish()
         write_text(self.path / "done.json", json.dumps(without_nan(end), indent=1))
         self.publish()
@@ -224,7 +227,7 @@ class RunFolder(RunPlace):
             recipe: Recipe of the run.
             data: Description of the data: the store and the sizes of its parts.
             labels: Contents of `labels.json`; None if the run uses no labels.
-            world: Number of ranks.
+            world: Number of ranks (training processes).
             step: Number of steps that were taken before this start.
         """
         if labels is not None:
@@ -248,7 +251,8 @@ class RunFolder(RunPlace):
         """Read `record.json`, which says what produced the run (data, versions, starts).
 
         Returns:
-            The checked keys, and the whole file as plain values. None and an empty dict if the run never started.
+            An object with the checked keys, and the whole file as plain values. None and an empty dict if the run never
+            started.
 
         Raises:
             RunError: The file is damaged.
@@ -272,7 +276,7 @@ class RunFolder(RunPlace):
             )
 
     def rows(self, file: str = METRICS_FILE) -> Iterator[MetricsRow]:
-        """Yield the rows of `metrics.jsonl`, or of another file with one JSON object in each line. Skip damaged lines.
+        """Yield the rows of `file`, a file in the run's folder with one JSON object in each line. Skip damaged lines.
 
         Raises:
             RunError: The file cannot be read.
@@ -280,9 +284,9 @@ class RunFolder(RunPlace):
         yield from self.read_rows(file).rows
 
     def read_rows(self, file: str = METRICS_FILE) -> Rows:
-        """Return all rows of `metrics.jsonl`, or of another file with one JSON object in each line.
+        """Return the valid rows and the number of damaged lines of `file`.
 
-        The result also has the number of damaged lines.
+        It is a file in the run's folder with one JSON object in each line, by default `metrics.jsonl`.
 
         Raises:
             RunError: The file cannot be read.
@@ -290,7 +294,9 @@ class RunFolder(RunPlace):
         return read_rows(self.path / file, numbers=file == METRICS_FILE)
 
     def drop_rows_after(self, step: int) -> None:
-        """Delete rows of steps after `step` from the run's metrics and bad steps: a resumed run writes them again.
+        """Delete the rows of steps after `step` from the run's metrics and from its list of steps with bad gradients.
+
+        These are `metrics.jsonl` and `nonfinite.jsonl`. A resumed run writes the deleted rows again.
 
         Raises:
             RunError: A file cannot be read or written.
@@ -307,7 +313,7 @@ class RunFolder(RunPlace):
                 write_text(self.path / name, "".join(f"{line}\n" for line in kept))
 
     def append(self, row: Mapping[str, object], file: str = METRICS_FILE) -> None:
-        """Append a row to `metrics.jsonl` or another file of rows. If writing fails, no part of the row stays.
+        """Append a row (values by key) to `file` in the run's folder. If writing fails, no part of the row stays.
 
         Raises:
             StsslError: The file cannot be written, or an object store refuses files.

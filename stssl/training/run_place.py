@@ -14,13 +14,17 @@ from stssl.training.remote_checkpoints import COMMIT_FILE
 def is_sent(name: str) -> bool:
     """Return True if a file of a run is sent to the object store whenever it has changed.
 
-    Checkpoints are not: `RemoteCheckpoints` sends them in a certain sequence. Files of locks and of Ray stay here.
+    `name` is the file's path in the run's folder. Checkpoints are not sent in this way: `RemoteCheckpoints` sends them
+    in a certain sequence. Files of locks and of Ray stay on this machine.
     """
     return name not in (COMMIT_FILE, LOCK_FILE) and not name.startswith("ray/") and not _is_checkpoint(name)
 
 
 def is_fetched(name: str) -> bool:
-    """Return True if a file is fetched each time the run is opened: it is small, and commands read it."""
+    """Return True if a file is fetched each time the run is opened: it is small, and commands read it.
+
+    `name` is the file's path in the run's folder.
+    """
     # Leave out the folders below `probe`, which are runs of their own: commands that need one open it.
     inner = name.startswith("probe/") and name.count("/") > 1
     return is_sent(name) and not inner and not name.startswith("tensorboard/") and not name.endswith(".safetensors")
@@ -68,7 +72,7 @@ class RunPlace:
             self.mirror.push(is_sent)
 
     def remove(self, name: str) -> None:
-        """Remove a file of the run, if it exists, from the disk and from the object store.
+        """Remove the file `name` in the run's folder, if it exists, from the disk and from the object store.
 
         Raises:
             DataError: The object store refuses to remove it, or does not answer.
@@ -78,7 +82,10 @@ class RunPlace:
         (self.path / name).unlink(missing_ok=True)
 
     def follow_file(self, name: str) -> None:
-        """Fetch the newest content of one file from the object store. If that fails, the old content stays."""
+        """Fetch the newest content of the file `name` in the run's folder from the object store.
+
+        If that fails, or if the run lies on a disk, the file stays as it is.
+        """
         if self.mirror is not None:
             with contextlib.suppress(DataError):
                 self.mirror.fetch(name)

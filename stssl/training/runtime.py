@@ -90,7 +90,7 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def memory_advice(recipe: RunRecipe) -> Iterator[None]:
-    """Return a context that turns a lack of memory into an error that names recipe keys to change.
+    """Return a context that turns a lack of memory into an error that names keys of `recipe` to change.
 
     Raises:
         RunError: The code ran out of memory on the host or the device.
@@ -216,7 +216,9 @@ def begin_graph_step() -> None:
 
 
 def with_fallback(function: Callable[P, T], free: bool = True, graphs: bool = False) -> Callable[P, T]:
-    """Return a function that torch.compile compiles. If compiling fails, it logs one warning and runs uncompiled.
+    """Return a function that does the same as `function`, compiled by torch.compile at its first call.
+
+    If compiling fails, the returned function logs one warning, and calls `function` uncompiled from then on.
 
     Args:
         function: Function to compile.

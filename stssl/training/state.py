@@ -68,7 +68,7 @@ class RunProgress:
 
         Args:
             score: Validation score. NaN if predictions were not finite: it is never the best. None if nothing can be
-                scored: the newest checkpoint is then the best.
+                scored: it counts as the best if no earlier validation had a score.
         """
         if score is not None and math.isnan(score):
             return False
@@ -90,7 +90,7 @@ class TrainState:
         recipe: Recipe of the run.
         folder: Folder of the run.
         journal: Writer of metrics. It does nothing before `resume`.
-        task: Data, networks and scores of the recipe's kind.
+        task: Object with the data and networks of the run, which scores and exports them for its kind of recipe.
         model: Training step of the task. It is wrapped in DDP if the run has several ranks.
         optimizer: Optimizer of the networks.
         progress: Steps taken and best score.
@@ -118,7 +118,7 @@ class TrainState:
         return computing_in(self.precision, self.task.device, bool(self.recipe.compute.compile))
 
     def synchronized(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context in which ranks sum their gradients only if this is the last micro-batch of a step."""
+        """Return a context in which ranks sum their gradients only if `last` is True: in a step's last micro-batch."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
@@ -179,6 +179,8 @@ class TrainState:
     def _load(self, path: Path, found: CheckpointState | UnusableError) -> None:
         """Load the checkpoint `found` into networks, optimizer and progress. Raise it if it is an error.
 
+        `path` is the file from which it was read.
+
         Raises:
             RunError: The store has changed since the start of the run.
             UnusableError: The checkpoint is damaged or does not fit. The networks may then be half loaded.
@@ -229,7 +231,7 @@ class TrainState:
     def finish(self, end: RunEnd) -> None:
         """Write the files with the weights that users need, and mark the run as finished.
 
-        Only rank 0 calls this, after `train_to_end`.
+        Only rank 0 calls this, after the last step. `end` has the number of steps and the best score.
 
         Raises:
             RunError: No validation had finite predictions, or a file cannot be written.
@@ -283,7 +285,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
 
 
 def _shared(step: nn.Module) -> nn.Module:
-    """Return the training step, wrapped in DDP if the run has several ranks, so that they share their gradients."""
+    """Return the training step, wrapped in DDP if the run has several ranks, so that the ranks exchange gradients."""
     if world_size() == 1:
         return step
     # Do not broadcast buffers in each step. The algorithm's buffers are equal on all ranks already, because each rank

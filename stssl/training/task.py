@@ -33,7 +33,7 @@ class BatchLoader(Protocol[Raw_co]):
     ranks: tuple[int, int]
 
     def batches(self, start: int, stop: int) -> Iterator[Raw_co]:
-        """Yield this rank's patches of each step, from step `start` to step `stop` - 1."""
+        """Yield, for each step from `start` to `stop` - 1, the patches that this rank reads."""
         ...
 
     def rows_at(self, step: int) -> int:
@@ -41,9 +41,9 @@ class BatchLoader(Protocol[Raw_co]):
         ...
 
     def global_rows(self, step: int) -> dict[str, list[int]]:
-        """Return the numbers of the patches in the store that all ranks together read in a step.
+        """Return the numbers of the patches in the store that all ranks together read in step `step`.
 
-        The keys are names of kinds of patches, such as `labeled` and `unlabeled`.
+        They are lists by kind of patches, such as `labeled` and `unlabeled`.
         """
         ...
 
@@ -112,25 +112,35 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def batch(self, raw: Loaded) -> Made:
-        """Turn patches from the loader into augmented, normalized views on the device of the networks."""
+        """Return augmented, normalized views of the patches in `raw`, which the loader delivers.
+
+        The views are on the device of the networks.
+        """
 
     def micro_batches(self, batch: Made, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide a batch into micro-batches, and return the arguments of the training step for each of them.
+        """Divide a batch into micro-batches. Return for each of them the arguments of the training step, as a tuple.
 
         This default makes one micro-batch with all patches.
+
+        Args:
+            batch: Views that `batch` has made.
+            progress: The step to take.
         """
         return [(batch, progress)]
 
     @abstractmethod
     def validate(self, progress: Progress) -> Validation:
-        """Score the networks on the validation patches. All ranks call this together.
+        """Score the networks on the validation patches, and return the scores. All ranks call this together.
 
         Args:
             progress: The last step that was taken.
         """
 
     def view_count(self, step: int) -> int:
-        """Return how many kinds of augmented views a step uses. Later steps never use fewer kinds."""
+        """Return how many kinds of augmented views a step uses. Later steps never use fewer kinds than earlier ones.
+
+        This default returns 1.
+        """
         return 1
 
     @abstractmethod
@@ -139,7 +149,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def about(self) -> JsonObject:
-        """Return a description of the data for the run's record, such as the store and the sizes of its parts."""
+        """Return a description of the data for the run's record, such as the number of patches in each part."""
 
     def labels(self) -> JsonObject | None:
         """Return a description of the labeled patches for `labels.json`; None if the run uses no labels."""

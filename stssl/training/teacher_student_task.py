@@ -37,7 +37,13 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
     data: RunData
 
     def __init__(self, recipe: Recipe, device: torch.device, recorded: JsonMapping | None = None) -> None:
-        """Open the data, and build networks and loader for one rank (training process)."""
+        """Open the data, and build networks and loader for one rank (training process).
+
+        Args:
+            recipe: Recipe to build from.
+            device: Device of the networks.
+            recorded: The run's record, if the run resumes. It says how images are scaled.
+        """
         self.recipe, self.device = recipe, device
         self.data = open_data(recipe, device)
         self.start = Start(recipe, self.data, recorded)
@@ -49,21 +55,32 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
     @classmethod
     def check(cls, recipe: Recipe) -> list[str]:
-        """Check before a run starts that data and networks fit the recipe. Return lines that say what it trains on."""
+        """Check before a run starts that data and networks fit the recipe. Train nothing.
+
+        Return lines of text for the user that say what the run trains on.
+        """
         return check_recipe(recipe)
 
     def _views_at(self, step: int) -> frozenset[View]:
         return self.step.views_at(Progress(step, self.recipe.schedule.steps))
 
     def batch(self, raw: RawBatch) -> Batch:
-        """Turn stored patches into the augmented views of a step. The loader has made all random choices for them."""
+        """Return the augmented views of a step, on the networks' device, made from the stored patches in `raw`.
+
+        The loader has already made all random choices for the views, and stored them in `raw`.
+        """
         made: Batch = self.views(raw)
         return made
 
     def micro_batches(self, batch: Batch, progress: Progress) -> list[tuple[object, ...]]:
-        """Divide a batch into micro-batches if the recipe asks for them. Return the training step's arguments for each.
+        """Divide a batch into micro-batches if the recipe asks for them, or make one micro-batch of all patches.
 
-        Among these arguments are pseudo-labels, which the algorithm makes from all patches of the batch at once.
+        Return for each micro-batch a tuple with the arguments of the training step. If there are several, these
+        arguments include pseudo-labels, which the algorithm makes from all patches of the batch at once.
+
+        Args:
+            batch: Augmented views of the step's patches.
+            progress: The step to take.
         """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
         # Compare with `most`, the largest number of labeled patches of any rank: all ranks must decide the same. `plan`
@@ -75,13 +92,14 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return [(small, progress, plan) for small, plan in zip(batch.split(parts), plans, strict=True)]
 
     def view_count(self, step: int) -> int:
-        """Return how many augmented views a step uses. Steps that learn from labels only use fewer views."""
+        """Return how many kinds of augmented views step `step` uses. Steps that learn from labels only use fewer."""
         return len(self._views_at(step))
 
     def validate(self, progress: Progress) -> Validation:
         """Compute the BatchNorm statistics of the averaged student anew, and score it on the validation patches.
 
-        The averaged teacher is scored, too. Its scores have names such as `teacher_mAP`, and choose no checkpoint.
+        Return the scores by name, and the one that chooses the best checkpoint. The averaged teacher is scored, too.
+        Its scores have names such as `teacher_mAP`, and choose no checkpoint.
 
         With `evaluation.checkpoint: last`, the scores only inform users, and the newest checkpoint with finite
         predictions counts as the best. Without validation patches, the scores are empty, and weights must be finite.
@@ -102,7 +120,10 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return Validation(shown, None if isnan(score) and not diverged(scores) else score)
 
     def _teacher_scores(self) -> dict[str, float]:
-        """Return the averaged teacher's validation scores by name; an empty dict for a run without a teacher."""
+        """Return the averaged teacher's validation scores, by names such as `teacher_mAP`.
+
+        Return an empty dict for a run without a teacher.
+        """
         if "teacher" not in self.step.averages:
             return {}
         found = self._scored("teacher", "validation").scores
@@ -113,7 +134,9 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return all(bool(torch.isfinite(value).all()) for value in self.step.averaged_network("student").parameters())
 
     def evaluate_student(self, part: str, progress: Progress) -> Evaluation:
-        """Compute the BatchNorm statistics of the averaged student anew, and score it on one part of the data.
+        """Compute the BatchNorm statistics of the averaged student anew, and score it on a part of the data.
+
+        Return its scores and its logits.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -139,13 +162,17 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         export_weights(checkpoints, STUDENT, "student", {KEY: description.text()})
 
     def about(self) -> JsonObject:
-        """Return a description of the store, the sizes of its parts and the number of labeled patches."""
+        """Return a description of the data for the run's record: the store, and the number of patches in each part.
+
+        It also has the number of labeled patches, and how images are scaled.
+        """
         return self.data.about(world_size()) | {"labeled": len(self.data.labeled)} | self.start.about()
 
     def labels(self) -> JsonObject:
         """Return a description of the labeled patches for `labels.json`.
 
-        It has the rule that chose them, their numbers in the store, names and targets, and the frequencies of classes.
+        It has the rule that chose these patches, their numbers in the store, their names and targets, and the frequency
+        of each class.
         """
         data = self.data
         names = data.store.column("patch_id")[data.labeled]
@@ -159,16 +186,16 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
 
 def calibrate(step: TeacherStudentStep, recipe: Recipe, data: RunData, pixels: PixelScaler, progress: Progress) -> None:
-    """Compute the BatchNorm statistics of networks with averaged weights from training batches.
+    """Compute the BatchNorm statistics of networks with averaged weights from training batches, and store them there.
 
     All ranks call this together. Each runs its share of the batches through the networks, and all get the same result.
     If `evaluation.batchnorm_batches` is 0, the averages keep the networks' own running statistics.
 
     Args:
-        step: Networks and averages.
+        step: Training step with the networks and the averages of their weights, which this function changes.
         recipe: Recipe of the run.
         data: Training patches.
-        pixels: Scaler from stored bands to images.
+        pixels: Module that scales stored bands to images.
         progress: Point of training that the weights have reached. It decides the batches: in a supervised start they
             have only labeled patches.
     """

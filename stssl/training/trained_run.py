@@ -48,7 +48,7 @@ class TrainedRun:
         recipe: Recipe of the run. If `load_run` was given a store, the recipe names that store.
         data: Open store, the numbers of its training, validation and test patches, and labels.
         step: Training step with the networks, which have the checkpoint's weights.
-        pixels: Scaler from stored bands to images.
+        pixels: Module that scales stored bands to images.
         steps: Number of steps taken before the checkpoint.
     """
 
@@ -71,7 +71,7 @@ def load_run(
     device: torch.device | str = "auto",
     store: str | None = None,
 ) -> TrainedRun:
-    """Load a run's recipe, data and trained networks.
+    """Load a run's recipe, data and trained networks, and return them.
 
     Args:
         folder: Folder of the run, or its path.
@@ -116,7 +116,7 @@ def load_run(
 
 
 def with_store(config: DataConfig, store: str | None) -> DataConfig:
-    """Return the section `data` of a run's recipe with the path of a store that was moved; None keeps the path."""
+    """Return `config`, the section `data` of a run's recipe, with `store` as the store's path; None keeps the path."""
     return config if store is None else config.model_copy(update={"store": store_given(store, "--store")})
 
 
@@ -132,7 +132,8 @@ def read_inputs(
         store: Path of the run's store, if the store was moved after training.
 
     Returns:
-        Images [n, bands, H, W] and metadata [n, 4], in the sequence of `rows`.
+        Images [n, bands, H, W] and metadata [n, 4] (latitude, longitude, day, hour; NaN if unknown), in the sequence
+        of `rows`.
 
     Raises:
         ConfigError: `rows` is empty.
@@ -212,7 +213,10 @@ class EvaluationFiles:
 def evaluate_run(
     path: str | Path, part: str, checkpoint: str = "best", device: str = "auto", store: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Score a run's networks on a part of the data as `evaluate_fully` does, with true metadata and without groups.
+    """Score a run's networks on a part of the data, and write the scores and logits to the folder `evaluation`.
+
+    The networks get the true metadata. `part` is `train`, `validation` or `test`, `checkpoint` is `best` or `last`, and
+    `device` is `cpu`, `cuda` or `auto`. `store` is the path of the run's store, if it was moved after training.
 
     Returns:
         Scores by network and by score name.
@@ -280,9 +284,15 @@ def evaluate_fully(
 
 
 class AskedLogits(NamedTuple):
-    """Say which logits other processes must compute: of which run and part of the data, and with which metadata.
+    """Say which logits other processes must compute.
 
-    The fields are arguments of `evaluate_fully`.
+    Attributes:
+        path: Path or URL of the run's folder.
+        part: Part of the data: `train`, `validation` or `test`.
+        checkpoint: `best` or `last`.
+        device: `cpu`, `cuda` or `auto`.
+        store: Path of the run's store, if the store was moved after training.
+        metadata: Metadata that the networks get, such as `true` or `moved:500km`.
     """
 
     path: str
@@ -298,7 +308,10 @@ Elsewhere = Callable[[AskedLogits], dict[str, torch.Tensor]]
 
 
 def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> dict[str, Evaluation]:
-    """Score each network of a run in this process. Return the evaluations by network."""
+    """Score each network of a run in this process, on the patches of `part` with metadata changed as `change` says.
+
+    Return the evaluations by network.
+    """
     calibrate(trained.step, trained.recipe, trained.data, trained.pixels, trained.progress)
     return score_networks(trained, part, trained.data.split.part(part), change)
 
@@ -316,7 +329,7 @@ def score_networks(
         known: Evaluations by network that the change cannot alter. They are not computed again.
 
     Returns:
-        Evaluation of each network.
+        Evaluation of each network, by its name.
 
     Raises:
         DataError: No patch has a known label.
@@ -338,7 +351,7 @@ def save_results(
 
     Args:
         trained: The run.
-        results: Evaluation of each network.
+        results: Evaluation of each network, by its name.
         part: Name of the patches.
         change: Change of their metadata.
         checkpoint: `best` or `last`.
@@ -369,7 +382,10 @@ def _about(trained: TrainedRun, change: MetadataChange, checkpoint: str) -> Json
 
 
 def _evaluated_elsewhere(trained: TrainedRun, asked: AskedLogits, elsewhere: Elsewhere) -> dict[str, Evaluation]:
-    """Score each network of a run from logits that other processes compute. Return the evaluations by network."""
+    """Score each network of a run from logits that other processes compute. Return the evaluations by network.
+
+    `asked` says which logits; `elsewhere` is the function that lets other processes compute them.
+    """
     rows = trained.data.split.part(asked.part)
     require_labels(trained.data.targets[torch.from_numpy(rows)], asked.part)
     return {name: score_logits(logits, trained.data, rows, logits.device) for name, logits in elsewhere(asked).items()}
@@ -395,7 +411,7 @@ def predict_share(asked: AskedLogits, share: tuple[int, int]) -> dict[str, torch
 
 
 def _networks(step: TeacherStudentStep) -> tuple[str, ...]:
-    """Return the names of the networks to score: `student` and, if the run has one, `teacher`."""
+    """Return the names of the networks of `step` to score: `student` and, if the run has one, `teacher`."""
     return ("student", "teacher")[: len(step.networks)]
 
 
