@@ -42,7 +42,7 @@ class CheckpointState(TypedDict):
     Attributes:
         recipe: Hash of the run's recipe.
         written_by: Version of stssl.
-        progress: Fields of `RunProgress`.
+        progress: Steps taken, best score and step of this score, and number of steps left out, as in `RunProgress`.
         step: State dict of the training step: networks, averages, and buffers of the algorithm.
         optimizer: State dict of the optimizer.
         ranks: [ranks, values] running BatchNorm statistics of each rank (training process). Only a run with several

@@ -10,7 +10,8 @@ class RunGauge(NamedTuple):
     """Describe a gauge: a metric of a run that Prometheus can read.
 
     Attributes:
-        column: Key in the rows of `metrics.jsonl` with the values of this metric; empty for `step` and `steps`.
+        column: Key in the rows of `metrics.jsonl` with the values of this metric; empty for the
+            gauges of the numbers of steps, which have other sources.
         about: Text that Prometheus shows with the metric.
         factor: Number by which to multiply a value in the row to get the unit of the metric.
     """

@@ -85,14 +85,17 @@ class RemoteCheckpoints:
         return any(name in self._committed for name in names)
 
     def begin(self) -> None:
-        """Prepare to send checkpoints: fetch all, and replace an old `best.pt` that a kill left in the object store."""
+        """Prepare to send checkpoints: fetch all, and replace the store's `best.pt` if it is not the committed one.
+
+        `best.pt` is older if a process was killed between the commit and the replacement of `best.pt`.
+        """
         self.fetch()
         self._at_last = self._digest_at("last")
         if "best" in self._committed and self._digest_at("best") != self._committed["best"]:
             self._copy("last" if self._at_last == self._committed["best"] else "", "best")
 
     def send(self, best: bool) -> None:
-        """Send the local `last.pt` to the object store, and commit it: name it in the mark.
+        """Send the local `last.pt` to the object store, and commit it: name it in `committed.json`.
 
         Args:
             best: True if `last.pt` is the best checkpoint, too.

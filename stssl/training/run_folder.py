@@ -186,7 +186,7 @@ class RunFolder(RunPlace):
         return without_weights(recipe) if self.checkpoints.exist() else recipe
 
     def start_record(self) -> JsonObject | None:
-        """Return `record.json` of an earlier start, from which a resumed run takes its number format and image scaling.
+        """Return the content of `record.json`, from which a resumed run takes its number format and image scaling.
 
         Return None if the run has no checkpoint or no record yet.
 

@@ -130,7 +130,7 @@ class RunPlace:
 
     @property
     def for_ray(self) -> Path:
-        """Return the folder for Ray's own files: the run's folder or, for an object store, a folder of this machine."""
+        """Return the folder for Ray's own files: the run's folder or, for a run in an object store, one of this machine."""
         # A folder of this machine is enough: workers do not read it. Ray only writes there how far its own checkpoints
         # are, and a run reports no checkpoint to Ray.
         return self.path if self.mirror is None else cache_folder() / "ray" / self.path.parent.name / self.path.name
