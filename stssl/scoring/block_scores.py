@@ -31,10 +31,10 @@ WEIGHTS_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class RankedRows:
-    """Hold predictions sorted by falling logit, to compute their average precision fast for many bootstrap draws.
+    """Hold m predictions sorted by falling logit, to compute their average precision fast for many bootstrap draws.
 
-    A row is the prediction of one class for one patch. It is positive if the patch has the class. Rows with a smaller
-    logit than all positive rows are left out: they change no average precision.
+    A row is the prediction of one class for one patch. It is positive if the patch has the class; p rows are positive.
+    Rows with a smaller logit than all positive rows are left out: they change no average precision.
 
     Attributes:
         blocks: [m] number of the block of each row's patch.
@@ -86,7 +86,7 @@ class RankedRows:
 class BlockScores:
     """Compute all scores of one network for many bootstrap draws of blocks of patches.
 
-    A draw that takes each block exactly once gives the same scores as the function `score` gives for all patches.
+    A draw that takes each block exactly once gives the scores of all patches.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, space: LabelSpace, blocks: Ints) -> None:
@@ -138,9 +138,10 @@ def _pieces(draws: Counts, most: int) -> Iterator[Float64s]:
 
 
 def _threaded(ranked: RankedRows, draws: Counts) -> Float64s:
-    """Return the average precision [draws] of `ranked` in each bootstrap draw.
+    """Return the average precision [draws] of the predictions `ranked` in each bootstrap draw.
 
-    For large inputs, threads on all CPUs of this process share the draws.
+    `draws` [draws, blocks] says how often each draw takes each block. For large inputs, threads on all CPUs of this
+    process share the draws.
     """
     size = max(1, WEIGHTS_AT_ONCE // max(1, len(ranked.blocks)))
     chunks = [draws[start : start + size] for start in range(0, len(draws), size)]
@@ -168,7 +169,9 @@ def _by_block(columns: Float64s, blocks: NDArray[np.int32], count: int) -> Float
 
 
 def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float64s:
-    """Sort each patch's predictions into bins of confidence (probability), for the expected calibration error.
+    """Sort each patch's predictions into bins of confidence (probability), and return the sums of each bin.
+
+    The expected calibration error is computed from these sums.
 
     Args:
         confidence: [m] predicted probabilities.
@@ -189,10 +192,11 @@ def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float6
 
 
 def _calibration(binned: Float64s) -> Float64s:
-    """Compute the expected calibration error [draws] of each bootstrap draw.
+    """Return the expected calibration error [draws] of each bootstrap draw; NaN for a draw without predictions.
 
     Args:
-        binned: [draws, 3 * bins] rows of `_binned`, summed over the patches of each draw.
+        binned: [draws, 3 * bins] of each draw: the number of predictions in each bin of confidence, then the sums of
+            their confidences, then the numbers of right ones.
     """
     count, confidence, right = np.split(binned, 3, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -252,7 +256,7 @@ def _multi_label_scores(sums: Float64s, classes: int) -> dict[str, Float64s]:
 
 
 def _mean(each: Float64s) -> Float64s:
-    """Return the mean [draws] over classes of scores [draws, classes] that are not NaN; NaN if all are NaN."""
+    """Return the mean over classes [draws] of the scores `each` [draws, classes]. Leave out NaN; NaN if all are NaN."""
     there = ~np.isnan(each)
     with np.errstate(invalid="ignore"):
         found: Float64s = np.where(there, each, 0.0).sum(1) / there.sum(1)
@@ -280,7 +284,7 @@ def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
 def percentiles(values: Float64s, level: float = 0.95) -> tuple[float, float]:
     """Return the lower and the upper end of the interval that holds the middle share `level` of bootstrap values.
 
-    Leave out values that are NaN.
+    Leave out values that are NaN. If all are NaN, both ends are NaN.
     """
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

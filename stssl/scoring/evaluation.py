@@ -34,7 +34,7 @@ class Evaluation:
     """Hold the scores and logits of one network on one part of the data, such as `test`.
 
     Attributes:
-        scores: Scores over all classes, by the name of the score.
+        scores: Scores over all classes, by the name of the score; NaN if a score is not defined.
         per_class: Scores of each class: by the name of the class, then by the name of the score.
         rows: [n] row numbers of the scored patches in the store.
         logits: [n, classes] the network's logits for these patches.
@@ -148,7 +148,7 @@ def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:
-    """Return at most `limit` of the given rows, evenly spread over them; a limit of None returns all rows."""
+    """Return at most `limit` of the given row numbers, evenly spread over them; all of them if `limit` is None."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]

@@ -26,7 +26,7 @@ def save_groups(found: GroupScores, options: GroupOptions, path: Path, about: Js
     """Write the scores of groups of patches as `<path>.parquet` and `<path>.json`.
 
     Args:
-        found: Scores of groups, as `score_groups` returns them.
+        found: Scores of groups, the worst groups, and notes.
         options: How the groups and intervals were made.
         path: Path of both files, without suffix.
         about: Entries about the run and the evaluation to add to the JSON.
@@ -48,7 +48,7 @@ def save_groups(found: GroupScores, options: GroupOptions, path: Path, about: Js
 
 
 def read_groups(path: Path) -> Sequence[GroupRow]:
-    """Return the scores of groups that `save_groups` wrote into `<path>.parquet`.
+    """Return the scores of groups in the file `<path>.parquet`: an entry for each network, group and score.
 
     Args:
         path: Path of the file, without suffix.

@@ -38,7 +38,7 @@ class GroupOptions:
         least: Groups with fewer labeled patches than this are pooled into one group, `others`.
         degrees: Side of a block (a square of latitude and longitude) in degrees.
         resample: `blocks` draws whole blocks, as nearby patches are not independent. `patches` draws single patches.
-        seed: Seed of the draws.
+        seed: Seed of the bootstrap draws.
     """
 
     by: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class WorstGroup:
 
 @dataclass
 class GroupScores:
-    """Hold the scores of all networks of a run on all groups of patches, as `score_groups` returns them.
+    """Hold the scores of all networks of a run on all groups of its evaluated patches, such as countries.
 
     Attributes:
         rows: One entry for each network, column, group and score.
@@ -179,7 +179,7 @@ def check_options(data: RunData, part: str, options: GroupOptions) -> None:
 
 
 def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True) -> Units:
-    """Divide patches into the units that a bootstrap draws: blocks of places, or single patches.
+    """Divide patches into the units that a bootstrap draws: blocks of nearby patches, or single patches.
 
     A patch without a place is a block of its own.
 
@@ -187,7 +187,7 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
         data: Open data: the store and the metadata.
         rows: [n] row numbers of the patches in the store.
         options: Kind of unit, side of a block, number of draws.
-        draw: False makes no draws.
+        draw: False makes no bootstrap draws.
 
     Returns:
         The units, with bootstrap draws of them if `options` ask for intervals.
@@ -238,7 +238,7 @@ def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray
         [n] names of groups; `unknown` if a patch has no value.
 
     Raises:
-        ConfigError: The store lacks the column, or the column has many values a patch, or numbers that are no
+        ConfigError: The store lacks the column, or the column has several values a patch, or numbers that are no
             categories.
     """
     if column == "block":
@@ -378,7 +378,7 @@ def _pooled(
 class _Group:
     """Name a network and a group of patches to score, with the network's predictions and all labels.
 
-    `own` are the numbers of the group's labeled patches among those of `result`.
+    `own` has the positions of the group's labeled patches among all patches of `result`.
     """
 
     network: str
@@ -392,7 +392,7 @@ class _Group:
 def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores) -> NDArray[np.float64]:
     """Append all scores of a network on one group, with their bootstrap intervals, to the rows of `found`.
 
-    If the group can have no intervals, append a note with the reason.
+    `units` has the draws. If the group can have no intervals, append a note with the reason to the notes of `found`.
 
     Returns:
         [draws] score that chooses checkpoints, for each bootstrap draw; empty if the group has no intervals.
@@ -426,7 +426,7 @@ def _worst(
 
     Args:
         network: `student` or `teacher`.
-        rows: Scores on groups.
+        rows: Scores of all networks on all groups.
         drawn: [draws] score `name` in each bootstrap draw, by column and group; empty if a group has no interval.
         name: Name of the score that compares the groups.
 

@@ -61,7 +61,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, space: LabelSpace, *, k: 
         temperature: Divisor of the cosines. With a smaller value, the nearest neighbor counts more.
 
     Returns:
-        [n, classes] logits of the predicted classes as float64.
+        [n, classes] logits of all classes as float64.
     """
     known = targets != IGNORED
     choices = functional.one_hot(targets.clamp_min(0).long(), space.choices).float() * known[..., None]
@@ -97,7 +97,8 @@ def knn_scores(
         features: The network, as a function that takes images and returns features.
         data: Open data: the reader of pixels and the split.
         pixels: Module that scales stored bands to images.
-        labels: Classes, and the labels of all patches of the store as numbers, as in `vote`.
+        labels: Classes of the task, and labels of all patches of the store: [rows, 1] class ids (single-label), or
+            [rows, classes] zeros and ones (multi-label); `IGNORED` if unknown.
         part: `validation` or `test`.
         bank: Largest number of training patches that may be neighbors.
         k: Number of neighbors that vote.

@@ -73,11 +73,12 @@ def compare_predictions(
     seed: int = 0,
     swap: bool = True,
 ) -> PairedScores:
-    """Compute the difference between the mean scores of two methods, its interval, and its p-value.
+    """Return the mean scores of two methods, and the interval and p-value of their difference.
 
     Args:
-        pairs: Predictions of both methods, one pair for each two runs, such as those with the same seed.
-        space: Classes and kind of task.
+        pairs: Predictions of both methods: in each pair, those of a run of one method and of a run of the other, such
+            as two runs with the same seed.
+        space: Classes of the task, and whether it is single-label or multi-label.
         name: Name of the score to compare.
         draws: Number of bootstrap draws for the interval, and of random swaps for the p-value.
         seed: Seed of the draws and swaps.
@@ -118,14 +119,15 @@ def compare_predictions(
 
 
 def _over_runs(drawn: Float64s, seed: int) -> Float64s:
-    """Return for each bootstrap draw the mean difference [draws] over runs, which each draw takes with replacement.
+    """Return for each bootstrap draw the mean difference [draws] over runs. Each draw takes runs with replacement.
 
     A bootstrap of n runs gives a too narrow interval: its variance lacks the factor n / (n - 1), and it takes the
     spread of few runs for the true one. Therefore each run's distance from the mean of all runs is widened first.
 
     Args:
-        drawn: [runs, draws] difference between the two networks of each run in each draw of blocks.
-        seed: Seed of the draws of runs.
+        drawn: [runs, draws] difference between the scores of each pair of runs in each draw of blocks; NaN if not
+            defined.
+        seed: Seed with which runs are drawn.
     """
     from scipy.stats import norm, t
 
@@ -159,7 +161,7 @@ def place_blocks(places: Float64s, degrees: float) -> Ints:
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of several comparisons, corrected for their number, in the same order.
+    """Return the p-values of several comparisons, corrected for their number, in the order of `p_values`.
 
     The method is that of Holm, Scand. J. Statist. 6, 1979.
     """
