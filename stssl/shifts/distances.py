@@ -34,7 +34,7 @@ class DistanceGain:
         low_km: Smallest distance of the range in km.
         high_km: End of the range in km; larger than each of its distances.
         middle_km: Median distance of the test patches in the range, in km.
-        effect: Comparison of the network with the student on these patches.
+        effect: Comparison of this network with the student on these patches: difference of scores and its interval.
     """
 
     model: str
@@ -73,7 +73,7 @@ def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list
 
     Args:
         study: The study, with finished runs.
-        places: [rows, 2] latitude and longitude of all rows of the store, in degrees.
+        places: [rows, 2] latitude and longitude of all rows of the store, in degrees; NaN if unknown.
 
     Returns:
         One entry for each split, range and network. Ranges with fewer than `LEAST_PATCHES` test patches are left out.
@@ -99,7 +99,7 @@ def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.flo
     Args:
         study: The study, with finished runs.
         split: Split of the study.
-        places: [rows, 2] latitude and longitude of all rows of the store, in degrees.
+        places: [rows, 2] latitude and longitude of all rows of the store, in degrees; NaN if unknown.
 
     Returns:
         [n] distances in km; NaN for a test patch without a place.
@@ -109,7 +109,7 @@ def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.flo
 
 
 def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:
-    """Compute for each test patch of a split whether metadata at test helps.
+    """Compute for each of the n test patches of a split how much metadata at test helps.
 
     The gain of a patch is the share of its labels that the student predicts wrong, minus the share that `direct`
     predicts wrong. `direct` sees metadata at test; the student does not.
@@ -119,8 +119,8 @@ def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArr
         split: Split of the study.
 
     Returns:
-        `lat` and `lon` [n] in degrees, and `gain` [n], averaged over seeds with finite predictions. The gain is NaN for
-        a patch without a label, or if no seed has finite predictions.
+        `lat` and `lon` [n] in degrees (NaN if unknown), and `gain` [n], averaged over seeds with finite predictions.
+        The gain is NaN for a patch without a label, or if no seed has finite predictions.
     """
     gains = []
     for seed in study.seeds:

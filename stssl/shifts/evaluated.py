@@ -38,7 +38,8 @@ class ScoredPart:
 
     Attributes:
         file: Scores of each network, from the JSON file.
-        arrays: Store rows, labels (`targets`), metadata, classes and logits by name, from the `.npz` file.
+        arrays: Arrays of the `.npz` file by name, such as `rows` (in the store), `targets` (labels) and
+            `logits_student`.
     """
 
     file: ScoresFile
@@ -67,7 +68,7 @@ def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
 
 
 def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[MetadataChange]) -> Path:
-    """Train one run of a study to its end, and score its networks. Leave out what an earlier start has done.
+    """Train one run of a study to its end, and score its networks. Leave out what is done already.
 
     Args:
         recipe: Recipe of the run.
@@ -120,9 +121,9 @@ def _score(folder: Path, missing: Sequence[tuple[str, MetadataChange]]) -> None:
 
 
 def unlabeled_rows(data: RunData) -> Ints:
-    """Return the store rows of the training patches whose labels the training does not use.
+    """Return the numbers, in the store, of the training patches whose labels the training does not use.
 
-    If they are more than `MOST_UNLABELED`, return so many of them, evenly spread.
+    If there are more than `MOST_UNLABELED`, return only so many, evenly spread.
     """
     return spread(np.setdiff1d(data.split.train, data.labeled), MOST_UNLABELED)
 
@@ -130,7 +131,7 @@ def unlabeled_rows(data: RunData) -> Ints:
 def limit_threads(recipe: Recipe, cpus: float) -> None:
     """Let this process compute with one thread for each of the `cpus` that it may use.
 
-    If the recipe sets a number of threads, PyTorch uses that number.
+    If the recipe of the run sets a number of threads, PyTorch uses that number.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus))))
     torch.set_num_threads(recipe.compute.threads or max(1, int(cpus)))

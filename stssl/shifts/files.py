@@ -29,9 +29,10 @@ class ShiftFindings:
 
     Attributes:
         scores: Scores of each network on each split, for each seed and change of metadata.
-        effects: Comparisons of two networks each.
+        effects: Comparisons, each between two networks.
         gains: How much better than the student networks with metadata are, by distance to the nearest training patch.
-        claims: A sentence for each claim.
+        claims: Sentence on each claim of the study, by the claim's name: `pseudo-labels`, `metadata at test`,
+            `student`.
     """
 
     scores: Sequence[ShiftScore]

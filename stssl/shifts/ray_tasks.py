@@ -118,7 +118,7 @@ def _needed(work: ShiftWork) -> tuple[float, float]:
     """Return the number of CPUs and the number of GPUs that Ray reserves for each run of a study.
 
     Raises:
-        RunError: Ray has fewer than one run needs.
+        RunError: Ray has fewer CPUs or GPUs than one run needs.
     """
     launch = work.launch
     cpus, gpus = launch.cpus_per_worker, launch.gpus_per_worker if work.gpus is None else work.gpus
@@ -135,7 +135,10 @@ def _needed(work: ShiftWork) -> tuple[float, float]:
 
 
 def _result(reference: Any) -> Path | StsslError:
-    """Return the folder of the run that a Ray task completed, or the error with which the task or its worker failed."""
+    """Return the folder of the run that the Ray task behind `reference` completed, or the error with which it failed.
+
+    The error is that of the training, or says that the worker died. Other errors of the task are raised.
+    """
     import ray
 
     try:

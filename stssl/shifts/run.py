@@ -28,7 +28,7 @@ class ShiftStudy:
     """Hold the results of a study of metadata under shift, and the paths of its files.
 
     Attributes:
-        claims: A sentence for each claim: `pseudo-labels`, `metadata at test`, `student`.
+        claims: Sentence on each claim, by the claim's name: `pseudo-labels`, `metadata at test`, `student`.
         findings: Scores, comparisons of networks, and gains by distance.
         scores: Path of the table of all scores (Parquet).
         report: Path of the HTML page with the results.
@@ -76,12 +76,12 @@ def run_shift(
     gpus: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShiftStudy:
-    """Run a study of metadata under shift, or resume it without its finished runs, and write its results.
+    """Run a study of metadata under shift, write its results, and return them. Keep runs that are finished already.
 
     Args:
         recipe: Recipe with a teacher that sees metadata.
         options: Seeds, splits and changes of the metadata at test.
-        say: Shows a line to the user.
+        say: Function that shows a line of text to the user.
         out: Folder of the study; None takes `shifts/NAME`.
         workers: Number of runs at the same time; 0 trains in this process, without Ray. None takes as many as fit.
         gpus: GPUs of each run, such as 0.25; None takes `launch.gpus_per_worker`.

@@ -14,11 +14,13 @@ TIMED_STEPS = 3
 
 
 def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFolder], setting: ShiftSetting) -> str:
-    """Estimate the time of a study from a few training steps of each kind, timed in this process. Write nothing.
+    """Return text on a study's runs and their time, estimated from a few steps of each kind of training.
+
+    These steps are taken and timed in this process. Write no files.
 
     Args:
         trainings: All trainings of the study.
-        finished: Finished runs by the hash of their recipe. They need no more time.
+        finished: Folders of the finished runs by the hash of their recipe. These runs need no more time.
         setting: Splits of the study, and changes of the metadata at test.
 
     Returns:
@@ -55,7 +57,7 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
 
 
 def _scoring_hours(training: Training, setting: ShiftSetting, validation: float) -> float:
-    """Estimate the hours to score the networks of one run of a study, once it is trained.
+    """Return the estimated hours to score the networks of one run of a study, once it is trained.
 
     Args:
         training: Training of the run.

@@ -47,7 +47,7 @@ def trainings_of(recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, s
     Args:
         recipe: Recipe of the study, with a teacher that sees metadata.
         setting: Splits of the study.
-        options: Number of seeds.
+        options: Options of the study, of which the number of seeds is used.
         storage: Folder into which the runs write.
     """
     return [
@@ -89,7 +89,7 @@ def check_trainings(trainings: Sequence[Training], finished: Mapping[str, RunFol
 
     Args:
         trainings: All trainings of the study.
-        finished: Finished runs by the hash of their recipe.
+        finished: Folders of the finished runs by the hash of their recipe.
 
     Returns:
         Lines for the user on the data of the first run to train: patches of each part, labels and bands.
@@ -121,7 +121,7 @@ def check_trainings(trainings: Sequence[Training], finished: Mapping[str, RunFol
 
 
 def finished_runs(storage: Path) -> dict[str, RunFolder]:
-    """Return the finished training runs in a folder, by the hash of their recipe.
+    """Return the folders of the finished training runs below the folder `storage`, by the hash of their recipe.
 
     Leave out runs that cannot be read, with a warning.
     """
