@@ -33,7 +33,7 @@ class Borders(NamedTuple):
 
 @cache
 def world() -> Borders:
-    """Read the coasts and land borders of the whole world from `borders.json`."""
+    """Return the coasts and land borders of the whole world. The first call reads them from `borders.json`."""
     tree = json.loads((files("stssl.analysis") / "borders.json").read_text("utf-8"))
     scale = float(tree["scale"])
     coasts, borders = (
@@ -45,6 +45,8 @@ def world() -> Borders:
 
 def borders_inside(west: float, east: float, south: float, north: float, pixels: int = 700) -> Borders:
     """Return the coasts and land borders inside the frame of a map, without points too close for its pixels to show.
+
+    The ends of lines may lie a little outside of the frame.
 
     Args:
         west: Smallest longitude of the frame in degrees.

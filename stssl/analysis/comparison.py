@@ -92,9 +92,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Hold what a comparison needs of an evaluated run: name, recipe, seeds, classes, labels and logits.
+    """Hold what a comparison needs of an evaluated run: name, recipe, seeds, contents of files, classes, and arrays.
 
-    `recipe` is a text that is equal for runs that differ only in their seeds.
+    `recipe` is a text that is equal for runs that differ only in their seeds. `arrays` has labels and logits by name.
     """
 
     name: str
@@ -145,7 +145,9 @@ def compare_runs(
 def compare_groups(
     groups: Sequence[Sequence[str | Path]], against: Sequence[str | Path], options: ComparisonOptions
 ) -> list[Difference]:
-    """Compare several recipes with one other recipe, as `compare_runs` does, but load the runs of only two at a time.
+    """Compare several recipes with one other recipe, in pairs of runs with the same seeds.
+
+    To save memory, load the runs of only two recipes at a time.
 
     Args:
         groups: Folders of evaluated runs, one list for each recipe.
@@ -156,7 +158,7 @@ def compare_groups(
         For each recipe of `groups`, the difference of its mean score from that of the recipe of `against`.
 
     Raises:
-        ConfigError: Two recipes cannot be compared.
+        ConfigError: Two recipes cannot be compared, for example because the seeds of their runs differ.
         RunError: Two recipes were not scored on the same patches.
     """
     return _corrected([compare_runs(paths, against, options)[0] for paths in groups])
@@ -179,7 +181,7 @@ def _read(path: str | Path, options: ComparisonOptions) -> _Scored:
 
 
 def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
-    """Return the runs of each recipe, by the text of the recipe. The runs of one recipe must differ in their seeds.
+    """Return the runs of each recipe, by the recipe's text. The runs of one recipe must differ in their seeds.
 
     Raises:
         ConfigError: Two runs of one recipe have the same seeds.
@@ -196,6 +198,8 @@ def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
 
 def _require_same(first: _Scored, other: _Scored, part: str) -> None:
     """Check that two runs can be compared: the store, the classes, the scored patches and their labels are the same.
+
+    `part` is the scored part of the data, such as `test`, for the message.
 
     Raises:
         RunError: One of these differs. The message says which.
@@ -231,7 +235,7 @@ def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Sco
 def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
     """Return for each evaluated patch the number [patches] of its block, a square of latitude and longitude.
 
-    A patch without a place is a block of its own.
+    A patch without a place is a block of its own. `options` have the side of a block in degrees.
 
     Raises:
         ConfigError: The labeled patches lie in too few blocks for an interval.
@@ -248,7 +252,7 @@ def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
 
 
 def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: ComparisonOptions) -> Difference:
-    """Compute the difference between two recipes' mean scores, its interval, and a p-value without Holm's correction.
+    """Return the difference between two recipes' mean scores, with interval and p-value, without Holm's correction.
 
     Args:
         pairs: Runs of both recipes, in pairs with the same seeds.
@@ -274,6 +278,6 @@ def _compare(pairs: Sequence[tuple[_Scored, _Scored]], blocks: Ints, options: Co
 
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
-    """Return the differences in the same order, with `holm` set: the p-value corrected for their number."""
+    """Return the differences in the order of `found`, each with `holm` set: its p-value, corrected for their number."""
     corrected = holm_corrected([one.p for one in found])
     return [replace(one, holm=p) for one, p in zip(found, corrected, strict=True)]

@@ -64,7 +64,8 @@ class CostEstimate:
         stored: Size of a patch in the store in bytes.
         rows: Number of patches in a global batch.
         device: Device that took the measured steps.
-        start: Number of first steps that use fewer views than later steps, such as those of a supervised start.
+        start: Number of first steps that use fewer augmented views than later steps, such as those of a supervised
+            start.
         early: Measured first step with one worker's share of the batch; None if no such steps were measured.
         batchnorm: Seconds of each validation that go into new BatchNorm statistics for the averaged weights.
     """
@@ -87,7 +88,7 @@ class CostEstimate:
     batchnorm: float = 0.0
 
     def parts_of(self, share: Measured) -> dict[str, float]:
-        """Return the seconds of each part of a training step (computing, reading, network), by the part's name.
+        """Return the predicted seconds of each part of a step (computing, reading, network), by the part's name.
 
         Args:
             share: Measured step of one worker.
@@ -100,7 +101,7 @@ class CostEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Return the seconds of each part (computing, reading, network) of a training step that uses all views."""
+        """Return the seconds of each part (computing, reading, network) of a step that uses all views, by name."""
         return self.parts_of(self.share)
 
     @property
@@ -152,7 +153,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """Return lines of text for the user that show the predicted cost of a run, and what the prediction assumes."""
+    """Return text of several lines that shows a user the predicted cost of a run, and what the prediction assumes."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"

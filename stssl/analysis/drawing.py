@@ -158,7 +158,10 @@ def legend(names: Sequence[str], marker: bool = False) -> Markup:
 
 
 def panels(figures: Sequence[Markup]) -> Markup:
-    """Return HTML that shows figures side by side, or below each other if the browser window is narrow."""
+    """Return HTML that shows figures side by side, or below each other if the browser window is narrow.
+
+    Leave out empty figures; return empty HTML if all are empty.
+    """
     found = [figure for figure in figures if figure]
     frame = Markup("<figure>{}</figure>")
     return Markup("<div class='panels'>{}</div>").format(joined("", map(frame.format, found))) if found else Markup()

@@ -35,7 +35,7 @@ UNITS: Mapping[str, str] = {
 
 
 def brief(names: Sequence[str], longest: int = 40) -> list[str]:
-    """Return shorter names for a legend; return the names unchanged if none is longer than `longest` letters.
+    """Return shorter names for a legend, in the same order. Change nothing if no name has more than `longest` letters.
 
     First, remove the start and the end that all names share. In names that are still too long, `…` replaces the middle.
     If two of the short names are equal, return `run 1`, `run 2`, ...
@@ -94,8 +94,8 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     """Draw the average precision (multi-label) or recall (single-label) of each class, as a bar for each network.
 
     Args:
-        networks: Scores by network, class and name of the score: `count` (patches with the class), and `AP` or
-            `recall`.
+        networks: Scores by network, then by class, then by name of the score: `count` (patches with the class), and
+            `AP` or `recall`.
 
     Returns:
         SVG text with the classes in the order of `count`; empty if no patch has a class.
@@ -129,10 +129,10 @@ class PlaceColors:
     """Describe the colors, the scale and the number format with which a map shows values.
 
     Attributes:
-        colormap: Colors from the smallest value to the largest one, such as the name of a Matplotlib color map.
+        colormap: Matplotlib color map or its name: colors from the smallest value to the largest one.
         low: Value with the first color.
         high: Value with the last color. Maps that readers compare need the same value.
-        label: Unit beside the scale of colors.
+        label: Text beside the scale of colors, such as the unit of the values.
         sign: Format of a value, such as `+.3f`, in the texts that the page shows when the pointer rests on a cell.
     """
 
@@ -148,8 +148,8 @@ def error_map(network: str, lat: AnyFloats, lon: AnyFloats, error: AnyFloats, hi
 
     Args:
         network: Name of the network, for the title.
-        lat: [n] latitudes of the n patches, in degrees north.
-        lon: [n] longitudes of the patches, in degrees east.
+        lat: [n] latitudes of the n patches, in degrees north; NaN if unknown.
+        lon: [n] longitudes of the patches, in degrees east; NaN if unknown.
         error: [n] share of wrong predictions of each patch; NaN if a patch has no label.
         high: Error with the darkest color. Maps that readers compare need the same value.
 
@@ -167,8 +167,8 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
 
     Args:
         title: Title of the map.
-        lat: [n] latitudes of the n patches, in degrees north.
-        lon: [n] longitudes of the patches, in degrees east.
+        lat: [n] latitudes of the n patches, in degrees north; NaN if unknown.
+        lon: [n] longitudes of the patches, in degrees east; NaN if unknown.
         values: [n] values of the patches; NaN if unknown.
         colors: Colors and scale of the values.
 
@@ -231,11 +231,11 @@ def _errors() -> "Colormap":
 
 
 def error_maps(lat: AnyFloats, lon: AnyFloats, errors: Mapping[str, AnyFloats]) -> list[Markup]:
-    """Draw a map of prediction errors for each network, as `error_map` does, all with the same color scale.
+    """Draw a map of mean prediction errors in hexagonal cells for each network, all with the same color scale.
 
     Args:
-        lat: [n] latitudes of the n patches, in degrees north.
-        lon: [n] longitudes of the patches, in degrees east.
+        lat: [n] latitudes of the n patches, in degrees north; NaN if unknown.
+        lon: [n] longitudes of the patches, in degrees east; NaN if unknown.
         errors: By network: [n] share of wrong predictions of each patch; NaN if a patch has no label.
 
     Returns:

@@ -33,7 +33,7 @@ class Curve(NamedTuple):
 def thinned_history(rows: Sequence[MetricsRow], kind: str, name: str) -> AnyFloats:
     """Return the steps and values [n, 2] of a run's metric, as points of a curve.
 
-    Of more than `CURVE_POINTS` values, return only so many, evenly spread.
+    Leave out rows without the metric. Of more than `CURVE_POINTS` values, return only so many, evenly spread.
 
     Args:
         rows: Rows that the run wrote during training, each with a step and metrics.

@@ -36,7 +36,7 @@ def confusion(predicted: Ints, targets: NDArray[np.signedinteger[Any]], space: L
     Args:
         predicted: [patches, 1] predicted class ids (single-label) or [patches, classes] zeros and ones (multi-label).
         targets: Labels with the shape of `predicted`; `IGNORED` if unknown.
-        space: Classes and kind of task.
+        space: Classes of the task, and whether it is single-label or multi-label.
 
     Returns:
         HTML with the matrix and a sentence that explains it; empty without known labels. In a multi-label task, cells

@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
 
 
 def compare_with_labels(logits: AnyFloats, targets: NDArray[np.signedinteger[Any]], space: LabelSpace) -> Comparison:
-    """Find the right and wrong predictions of a network, and the probabilities that it gave them.
+    """Compare the predictions of a network with all known labels, and return the comparison.
 
     Args:
         logits: [patches, classes] logits of the network.

@@ -106,7 +106,7 @@ def page(title: str, body: Iterable[Markup | str]) -> str:
 
 
 def joined(between: str, parts: Iterable[Markup | str]) -> Markup:
-    """Join parts of a page, with the HTML text `between` each two. Parts that are not `Markup` are escaped."""
+    """Return the parts of a page as one, with the HTML text `between` each two. Escape parts that are not `Markup`."""
     return Markup(between).join(parts)
 
 

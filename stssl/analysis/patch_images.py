@@ -65,7 +65,7 @@ def show_patches(view: RunView, part: str, outcome: Comparison, space: LabelSpac
 
 
 def pick_patches(outcome: Comparison) -> dict[str, Ints]:
-    """Choose the patches that a page shows, and return their positions in the evaluation, by kind.
+    """Choose the patches that a page shows. Return their positions among the evaluated patches, by kind.
 
     The kinds are `Right`, `Wrong` and `Surest mistakes`; a kind without patches is left out. `Surest mistakes` are the
     patches with the most probable wrong predictions. The others are spread evenly over the evaluated patches. A patch
@@ -85,7 +85,10 @@ def pick_patches(outcome: Comparison) -> dict[str, Ints]:
 
 
 def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
-    """Read patches from the run's store as color images [n, height, width, 3] of bytes.
+    """Read patches from the run's store, and return color images [n, height, width, 3] of bytes.
+
+    `rows` has the numbers of the n patches in the store. If the store lacks the bands for red, green and blue, the
+    images show other bands.
 
     Raises:
         StsslError: The store cannot be read, or lacks a row, or is not the one that the run was trained on.
@@ -110,9 +113,10 @@ def _words(number: int, outcome: Comparison, targets: NDArray[np.signedinteger[A
     """Return the text below the image of a patch: its labels, and what the network predicts instead, if wrong.
 
     Args:
-        number: Position of the patch in the evaluation.
+        number: Position of the patch among the evaluated patches.
         outcome: Comparison of the network's predictions with the labels.
-        targets: Labels of all evaluated patches, as numbers.
+        targets: Labels of all evaluated patches: [patches, 1] class ids (single-label) or [patches, classes] zeros and
+            ones (multi-label); `IGNORED` if unknown.
         space: Classes of the task, and whether it is single-label or multi-label.
     """
     label, found = targets[number], outcome.predicted[number]

@@ -95,10 +95,12 @@ def plan_run(recipe: RunRecipe, machines: Machines, steps: int = 5) -> CostEstim
 
 
 def _measure(train_state: TrainState, workers: int, steps: int, start: int) -> Measured | None:
-    """Time training steps of one worker, with its share of each batch; return None if this does not fit into memory.
+    """Time training steps of one worker with its share of each batch, and return the median times and peak memory.
+
+    Return None if the share does not fit into memory.
 
     Args:
-        train_state: Data and networks of the run. Training changes its weights.
+        train_state: Data and networks of the run. This training changes the weights of the networks.
         workers: Number of workers that share each batch.
         steps: Number of steps to time, after `WARM_UP` steps that are not timed.
         start: Number of the first step, which decides how many views the steps use.
@@ -168,7 +170,9 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tup
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Return the number of bytes that the run reads from the store for one patch, with all bands of the arrays it uses.
+    """Return the number of bytes that the run reads from the store for one patch.
+
+    A run reads all bands of each pixel array that has a band of its recipe.
 
     For a store on disk, this is the compressed size; for a store in an object store, the size without compression.
     """
@@ -201,7 +205,8 @@ def machines_for(recipe: RunRecipe, nodes: int, per_node: int | None, link: floa
     Args:
         recipe: Recipe of the planned run.
         nodes: Number of machines.
-        per_node: Number of workers on each machine; None divides the recipe's `launch.workers` among the machines.
+        per_node: Number of workers on each machine; None divides the recipe's `launch.workers` (the largest number, if
+            it is a range) among the machines.
         link: Speed of the network between machines, and to the store, in Gbit/s.
     """
     asked = recipe.launch.workers

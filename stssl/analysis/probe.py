@@ -98,8 +98,8 @@ def probe_run(
 ) -> Probed:
     """Train and score classifiers on the features of a pretraining run's backbone (`stssl probe`).
 
-    Write the scores to `probe/<weights>-s<seed>.json` in the run's folder, where `<weights>` is `pretrained` or
-    `random`.
+    Write the scores to `probe/<weights>-s<seed>.json` in the run's folder (`<weights>`: `pretrained` or `random`), and
+    return them with scores of earlier probes in this file that are still valid.
 
     Args:
         path: Path or URL of the folder of the pretraining run.
@@ -161,7 +161,8 @@ def score_features(
 
     Args:
         frozen: Features and labels of the patches of all parts of the data.
-        labels: Classes, and the labels of all patches of the store as numbers.
+        labels: Classes of the task, and labels of all patches of the store: [rows, 1] class ids (single-label) or
+            [rows, classes] zeros and ones (multi-label); `IGNORED` if unknown.
         train: [n] row numbers of the training patches in the store.
         rule: Rule that chooses the labels at random. Its seed is also that of the linear layer.
         options: Settings of the probe.
@@ -200,6 +201,8 @@ def _kept(path: Path, fresh: list[ProbeResult]) -> list[ProbeResult]:
 def label_rule(text: str, seed: int) -> LabelsConfig:
     """Return the rule that chooses a probe's labeled patches, made from a text such as `per-class=10`.
 
+    `seed` is the seed of the random choice.
+
     Raises:
         ConfigError: The text is not `all`, `fraction=F`, `per-class=N` or `total=N`.
     """
@@ -226,8 +229,9 @@ def freeze(
     Args:
         encoder: Network to probe, in evaluation mode.
         recipe: Recipe of the pretraining run.
-        data: Store and split.
-        targets: Labels of all patches of the store, as numbers.
+        data: Open store and its split.
+        targets: Labels of all patches of the store: [rows, 1] class ids (single-label) or [rows, classes] zeros and
+            ones (multi-label); `IGNORED` if unknown.
         standardize: True to subtract the mean of the training patches' features and divide by their standard deviation.
         scaling: Numbers that scale the images; None chooses them by the section `data` alone.
 
@@ -334,12 +338,12 @@ def tuned(
         folder: Folder of the pretraining run.
         recipe: Recipe of that run.
         rule: Rule that chooses the labels at random.
-        options: Settings of the probe.
+        options: Settings of the probe, such as the number of steps and the learning rate.
         random: True to start from random weights, for comparison.
         name: Number of labels as text, for the name of the supervised run.
 
     Returns:
-        Scores by name, under the keys `validation` and `test`.
+        Scores of the student by name, under the keys `validation` and `test`.
     """
     steps = options.fine_tune_steps
     tree = {

@@ -159,7 +159,7 @@ def _metrics(panel: Panel) -> list[str]:
 
 
 def _training(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Return parts of the page with the training curves of the first few recipes; nothing if there are no curves.
+    """Return parts of the page (HTML) with training curves of the first `MOST_SHOWN` recipes; [] without any curve.
 
     A recipe has the same color and line style in all figures.
     """
@@ -190,7 +190,7 @@ def _training(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _details(run: RunView) -> list[Markup]:
-    """Return the parts of the page about one run: scores of classes, mistakes, images of patches, maps and calibration.
+    """Return parts of the page (HTML) on one run: scores of classes, mistakes, images of patches, maps, calibration.
 
     They show the run's test patches or, if these were not scored, the patches of another part of the data.
     """
@@ -229,7 +229,7 @@ def _maps(lat: AnyFloats, lon: AnyFloats, errors: dict[str, AnyFloats]) -> list[
 
 
 def _titled(title: str, parts: Iterable[Markup]) -> list[Markup]:
-    """Return parts of the page with a heading above them; return an empty list if the parts are empty."""
+    """Return parts of the page (HTML) below a heading with the text `title`; an empty list if all parts are empty."""
     found = [part for part in parts if part]
     return [Markup("<h3>{}</h3>").format(title), *found] if found and found[-1] else []
 

@@ -51,7 +51,7 @@ class RunGroup:
 
     Attributes:
         label: Name of the group on the page.
-        runs: Runs of the group.
+        runs: Runs of the group, which differ only in their seeds.
     """
 
     label: str

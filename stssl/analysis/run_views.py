@@ -117,7 +117,9 @@ def read_arrays(path: Path, scored: ScoresFile, advice: str) -> dict[str, NDArra
 
 
 def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> None:
-    """Check that the arrays of an evaluation have the shapes, types and values that its scores need.
+    """Check that the arrays of an evaluation, by name, have the shapes, types and values that fit its scores.
+
+    `scored` are these scores, as read from the JSON file.
 
     Raises:
         KeyError: An array is missing.
@@ -138,7 +140,7 @@ def _require_shapes(arrays: Mapping[str, NDArray[Any]], scored: ScoresFile) -> N
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """Return a short name for each run folder: so many last parts of its path that all names differ."""
+    """Return a short name for each run folder: the last parts of its path, so many that all names differ."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):

@@ -32,9 +32,9 @@ MOST_COMPARED = 2_000_000
 
 
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Return HTML with a table of scores for each part of the data, with a row for each network of each recipe.
+    """Return parts of the page (HTML): for each part of the data, a table with a row for each network of each recipe.
 
-    Runs with different classes get different tables, because their scores cannot be compared.
+    Cells show scores. Runs with different classes get different tables, because their scores cannot be compared.
     """
     found = list[Markup]()
     for part in ("test", "validation", "train"):
@@ -153,7 +153,7 @@ def _digits(value: float) -> str:
 
 
 def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
-    """Return HTML with tables that compare the students of several recipes by the scores of each class.
+    """Return parts of the page (HTML) with tables that compare the students of recipes by the scores of each class.
 
     A table has a row for each class and a column for each recipe. Recipes with different classes get different tables.
     """
@@ -181,7 +181,10 @@ def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
 
 
 def _with(groups: Sequence[RunGroup], part: str) -> list[RunGroup]:
-    """Return the groups of runs that have scores on a part of the data (such as `test`), without their other runs."""
+    """Return the groups with only those runs that have scores on `part`, a part of the data such as `test`.
+
+    Leave out groups without such a run.
+    """
     own = (RunGroup(group.label, [run for run in group.runs if part in run.parts]) for group in groups)
     return [group for group in own if group.runs]
 
@@ -199,7 +202,10 @@ def _class_cell(values: Sequence[float | None]) -> Cell:
 
 
 def record_table(runs: Sequence[RunDigest]) -> Markup:
-    """Return an HTML table of what produced each run: seed, number of labels, data, software versions, restarts."""
+    """Return an HTML table of what produced each run: seed, number of labels, data, software versions, restarts.
+
+    Runs without `record.json` are left out.
+    """
     head = ["run", "seed", "ranks", "labeled patches", "patches", "data", "commit", "versions", "started again"]
     rows = list[list[CellValue]]()
     for run in runs:

@@ -212,7 +212,10 @@ def local_file(text: str) -> str:
 
 
 def _described(path: Path) -> ModelDescription | None:
-    """Return the description of the network in the header of a file that this program exported; else None."""
+    """Return the description of the network in the header of a file, if this program exported the file; else None.
+
+    Return None, too, if the header cannot be read.
+    """
     if path.suffix != ".safetensors":
         return None
     try:
@@ -315,7 +318,7 @@ def _note_closest(name: str, backbone: Backbone, found: Checkpoint, about: Inspe
 
 
 def _candidates(found: Checkpoint) -> list[str]:
-    """Return the names of backbones that the weights may fit, the likeliest first.
+    """Return the names of backbones that the weights `found` in a file may fit, the likeliest first.
 
     Their first layer has the same name as in the file, and the names of their tensors are the most similar ones.
     """
@@ -361,6 +364,9 @@ def _families() -> Iterator[tuple[str, list[str]]]:
 
 
 def _first_layers(config: object) -> list[str]:
-    """Return the names of a backbone's weight tensors that read the image's bands, from timm's `config` of it."""
+    """Return the names of the weight tensors with which a backbone reads the image's bands.
+
+    `config` is timm's description of the backbone.
+    """
     first = getattr(config, "first_conv", None)
     return [f"{one}.weight" for one in (first if isinstance(first, tuple | list) else [first]) if one]

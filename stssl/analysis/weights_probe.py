@@ -66,7 +66,7 @@ def probe_weights(
     overrides: Iterable[str] = (),
     out: Path | None = None,
 ) -> Probed:
-    """Train and score classifiers on the features of given weights, and write the scores to a file.
+    """Train and score classifiers on the features of given weights. Write the scores to a file, and return them.
 
     Args:
         weights: Weights to probe: a value of `model.weights`.
@@ -109,7 +109,7 @@ def probe_weights(
 
 
 def _request(weights: str, recipe: PretrainRecipe, labels: Sequence[str], seed: int) -> JsonObject:
-    """Return all settings of a probe as JSON values, to write beside its scores.
+    """Return all settings of a probe (recipe, weights, numbers of labels, seed) as JSON values, to write to its file.
 
     A probe overwrites a file of scores only if the settings in it are equal.
     """
@@ -143,6 +143,8 @@ def _refuse_other(target: Path, request: JsonObject) -> None:
 def _open(weights: str, store: str, overrides: Iterable[str]) -> WeightsProbe:
     """Open the store and load the weights into their network; return both with the labels and settings of the probe.
 
+    Arguments are the weights to probe (a value of `model.weights`), the path of the store, and `key=value` changes.
+
     Raises:
         ConfigError: A setting is wrong, or the weights do not exist, or do not name their network.
         DataError: The store cannot be read, or no validation patch or no test patch has a label.
@@ -173,7 +175,7 @@ def _defaults(weights: str, path: str, tree: Tree) -> Tree:
     Args:
         weights: Weights to probe: a value of `model.weights`.
         path: Path or URL of the store.
-        tree: Values that the user gave. A backbone among them is not looked up.
+        tree: Values that the user gave, by section and key of a recipe. If a backbone is among them, none is looked up.
     """
     store = Store.open(path)
     sets = list(store.label_sets)
