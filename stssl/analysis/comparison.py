@@ -197,7 +197,7 @@ def _by_recipe(runs: Sequence[_Scored]) -> dict[str, list[_Scored]]:
 
 
 def _require_same(first: _Scored, other: _Scored, part: str) -> None:
-    """Check that two runs can be compared: the store, the classes, the scored patches and their labels are the same.
+    """Check that two runs can be compared: store, classes, scored patches and labels of these patches are the same.
 
     `part` is the scored part of the data, such as `test`, for the message.
 
@@ -233,7 +233,7 @@ def _paired(runs: Sequence[_Scored], base: Sequence[_Scored]) -> list[tuple[_Sco
 
 
 def _blocks(run: _Scored, options: ComparisonOptions) -> Ints:
-    """Return for each evaluated patch the number [patches] of its block, a square of latitude and longitude.
+    """Return for each evaluated patch of `run` the number [patches] of its block, a square of latitude and longitude.
 
     A patch without a place is a block of its own. `options` have the side of a block in degrees.
 

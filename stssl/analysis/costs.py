@@ -139,7 +139,7 @@ class CostEstimate:
 
 
 def exchange_seconds(gradients: int, machines: Machines) -> float:
-    """Compute the seconds in which workers sum their gradients at a training step, inside and between machines.
+    """Return the seconds in which workers sum their gradients at a training step, inside and between machines.
 
     In a ring all-reduce of n members, each member sends 2 (n - 1) / n times the bytes of the gradients.
 
@@ -153,7 +153,7 @@ def exchange_seconds(gradients: int, machines: Machines) -> float:
 
 
 def describe_costs(found: CostEstimate) -> str:
-    """Return text of several lines that shows a user the predicted cost of a run, and what the prediction assumes."""
+    """Return text of several lines that shows a user the predicted cost `found`, and what the prediction assumes."""
     machines, share = found.machines, found.share
     limit = max(found.parts, key=lambda name: found.parts[name])
     shown = "unknown (the whole batch does not fit one device here)"

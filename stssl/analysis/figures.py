@@ -210,7 +210,7 @@ def place_map(title: str, lat: AnyFloats, lon: AnyFloats, values: AnyFloats, col
 
 
 def _draw_borders(axis: "Axes", frame: tuple[float, float, float, float]) -> None:
-    """Draw coasts and land borders on a map, and limit the map to a frame of degrees: (west, east, south, north)."""
+    """Draw coasts and land borders on the map `axis`, and limit it to `frame`: west, east, south, north in degrees."""
     lines = borders_inside(*frame)
     for group, color, width in ((lines.coasts, INK, 0.7), (lines.borders, SOFT, 0.5)):
         if group:

@@ -97,7 +97,7 @@ def _most_frequent(counts: AnyFloats | Ints) -> Ints:
 
 
 def _matrix(shares: AnyFloats, names: Sequence[str], texts: Sequence[Sequence[str]], signed: bool) -> Markup:
-    """Draw the colored cells of a matrix of n classes as SVG text, with the names of the classes at its edges.
+    """Return SVG text with the colored cells of a matrix of n classes, and the names of the classes at its edges.
 
     Args:
         shares: [n, n] value of each cell, -1 to 1.

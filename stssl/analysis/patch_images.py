@@ -68,8 +68,9 @@ def pick_patches(outcome: Comparison) -> dict[str, Ints]:
     """Choose the patches that a page shows. Return their positions among the evaluated patches, by kind.
 
     The kinds are `Right`, `Wrong` and `Surest mistakes`; a kind without patches is left out. `Surest mistakes` are the
-    patches with the most probable wrong predictions. The others are spread evenly over the evaluated patches. A patch
-    with several labels is right if all its known labels are predicted right.
+    patches with the most probable wrong predictions. The others are spread evenly over the evaluated patches. `outcome`
+    compares the predictions with the labels. A patch with several labels is right if all its known labels are predicted
+    right.
     """
     mistakes = np.flatnonzero(np.isfinite(outcome.surest))
     surest = mistakes[np.argsort(-outcome.surest[mistakes], kind="stable")][:EACH]
@@ -85,7 +86,7 @@ def pick_patches(outcome: Comparison) -> dict[str, Ints]:
 
 
 def _pixels(view: RunView, rows: Ints) -> NDArray[np.uint8]:
-    """Read patches from the run's store, and return color images [n, height, width, 3] of bytes.
+    """Read patches from the store of the run `view`, and return color images [n, height, width, 3] of bytes.
 
     `rows` has the numbers of the n patches in the store. If the store lacks the bands for red, green and blue, the
     images show other bands.

@@ -186,7 +186,7 @@ def _stored_bytes(train_state: TrainState) -> float:
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Yield all tensors in nested mappings, such as the state of a checkpoint."""
+    """Yield all tensors in `value`, a tensor or nested mappings, such as the state of a checkpoint."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):

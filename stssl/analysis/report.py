@@ -161,7 +161,7 @@ def _metrics(panel: Panel) -> list[str]:
 def _training(groups: Sequence[RunGroup]) -> list[Markup]:
     """Return parts of the page (HTML) with training curves of the first `MOST_SHOWN` recipes; [] without any curve.
 
-    A recipe has the same color and line style in all figures.
+    A recipe, whose runs are one of `groups`, has the same color and line style in all figures.
     """
     shown = groups[:MOST_SHOWN]
     labels = figures.brief([group.label for group in shown])

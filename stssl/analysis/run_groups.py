@@ -68,7 +68,10 @@ class RunGroup:
 
 
 def group_key(view: RunView) -> str:
-    """Return a text for a run that is equal for all runs with the same store and the same recipe except its seeds."""
+    """Return a text for the run `view`, by which a page groups runs.
+
+    Two runs have the same text if their stores are the same, and their recipes differ only in seeds and names.
+    """
     recipe = view.recipe
     labels = recipe.labels.model_copy(update={"seed": 0})
     same = recipe.model_copy(update={"name": "run", "seed": 0, "labels": labels})

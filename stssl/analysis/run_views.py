@@ -51,7 +51,7 @@ class RunView:
 
 
 def read_run(path: str | Path) -> RunView:
-    """Read the files of a run: its recipe, record, metrics, and scores and logits of each evaluated part of the data.
+    """Return the contents of a run's files: recipe, record, metrics, and scores and logits of each evaluated part.
 
     Raises:
         RunError: The folder has no training run, the run was never evaluated, or a file is damaged. The message names

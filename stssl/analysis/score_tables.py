@@ -34,7 +34,8 @@ MOST_COMPARED = 2_000_000
 def score_tables(groups: Sequence[RunGroup]) -> list[Markup]:
     """Return parts of the page (HTML): for each part of the data, a table with a row for each network of each recipe.
 
-    Cells show scores. Runs with different classes get different tables, because their scores cannot be compared.
+    `groups` has the runs of each recipe. Runs with different classes get different tables, because their scores cannot
+    be compared.
     """
     found = list[Markup]()
     for part in ("test", "validation", "train"):
@@ -133,7 +134,7 @@ def _checkpoint(run: RunDigest, part: str) -> str:
 def _score(values: Sequence[float | None]) -> Cell:
     """Return a table cell with the mean of a score over runs with different seeds, and its standard deviation.
 
-    If some runs lack the score (None), the cell also shows how many have it.
+    `values` has the score of each run. If it is None for some runs, the cell also shows how many have a score.
     """
     found = [value for value in values if value is not None]
     if not found:
@@ -155,7 +156,8 @@ def _digits(value: float) -> str:
 def class_table(groups: Sequence[RunGroup]) -> list[Markup]:
     """Return parts of the page (HTML) with tables that compare the students of recipes by the scores of each class.
 
-    A table has a row for each class and a column for each recipe. Recipes with different classes get different tables.
+    A table has a row for each class and a column for each recipe, whose runs are one of `groups`. Recipes with
+    different classes get different tables.
     """
     found = list[Markup]()
     part = next((name for name in ("test", "validation", "train") if _with(groups, name)), "test")

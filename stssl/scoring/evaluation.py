@@ -148,14 +148,14 @@ def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
 
 
 def spread(rows: Ints, limit: int | None) -> Ints:
-    """Return at most `limit` of the given row numbers, evenly spread over them; all of them if `limit` is None."""
+    """Return at most `limit` of the row numbers `rows`, evenly spread over them; all of them if `limit` is None."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 def without_nan(value: Mapping[str, object]) -> dict[str, object]:
-    """Return a copy of nested mappings and lists with None in place of NaN and infinite numbers.
+    """Return a copy of `value` (nested mappings and lists) with None in place of NaN and infinite numbers.
 
     JSON cannot express these numbers.
     """
@@ -217,7 +217,7 @@ def _as_json(result: Evaluation) -> dict[str, JsonValue]:
 
 
 def array_digest(data: bytes | memoryview) -> str:
-    """Return the hash of an `.npz` file's bytes as text.
+    """Return the hash of `data`, the bytes of an `.npz` file, as text.
 
     The JSON file with the scores holds it, so that readers can check that both files are of one evaluation.
     """

@@ -214,9 +214,9 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
 
 
 def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
-    """Return the name [n] of the square of latitude and longitude in which each patch lies.
+    """Return the name [n] of the square, with a side of `degrees`, in which each of the n patches `rows` lies.
 
-    The name is the south-west corner of the square; it is empty for a patch without a place.
+    The name is the square's south-west corner (latitude, longitude); it is empty for a patch without a place.
     """
     lat, lon = data.metadata[torch.from_numpy(rows)][:, list(PLACE)].double().numpy().T
     known = np.isfinite(lat) & np.isfinite(lon)
@@ -284,7 +284,7 @@ def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
 
 
 def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
-    """Return the month [n] of each patch, `01` to `12`; empty if unknown.
+    """Return the month [n] of each of the n patches `rows` (numbers in the store), `01` to `12`; empty if unknown.
 
     The month comes from the patch's time or, if this is missing, from its day of the year.
     """

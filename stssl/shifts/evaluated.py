@@ -47,7 +47,7 @@ class ScoredPart:
 
 
 def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
-    """Read the scores and predictions of the networks in a run's best checkpoint.
+    """Read the scores and predictions of the networks in a run's best checkpoint, and return them.
 
     Args:
         folder: Folder of the run.

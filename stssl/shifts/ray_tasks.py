@@ -115,7 +115,7 @@ def _on_ray(work: ShiftWork) -> Generator[RunResult, None, None]:
 
 
 def _needed(work: ShiftWork) -> tuple[float, float]:
-    """Return the number of CPUs and the number of GPUs that Ray reserves for each run of a study.
+    """Return the number of CPUs and the number of GPUs that Ray reserves for each run of `work`.
 
     Raises:
         RunError: Ray has fewer CPUs or GPUs than one run needs.

@@ -42,7 +42,7 @@ class Training:
 
 
 def trainings_of(recipe: Recipe, setting: ShiftSetting, options: ShiftOptions, storage: Path) -> list[Training]:
-    """List all trainings of a study: for each seed, each split and each kind.
+    """Return all trainings of a study: one for each seed, split and kind. Train nothing.
 
     Args:
         recipe: Recipe of the study, with a teacher that sees metadata.

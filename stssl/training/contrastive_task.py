@@ -137,7 +137,10 @@ class ContrastiveTask(Task[PretrainRecipe, RawPairs, Pairs]):
         return bool(torch.isfinite(found).all())
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best checkpoint's backbone weights as `encoder.safetensors`, from which other recipes can start."""
+        """Write the backbone's weights in the best of `checkpoints` as `encoder.safetensors`, beside the checkpoints.
+
+        Other recipes can start from this file.
+        """
         description = describe_encoder(self.recipe, self.data, self.pixels)
         export_weights(checkpoints, QUERY, "encoder", {KEY: description.text()})
 
@@ -189,7 +192,7 @@ class PairMaker(nn.Module):
 
 
 def _positives(recipe: PretrainRecipe, data: PixelData) -> Positives | None:
-    """Group training patches by place, so that patches of one place can form pairs. Return the groups.
+    """Return groups of training patches of the same place, from which pairs of patches are formed.
 
     Return None if the recipe makes each patch its own partner.
 

@@ -36,7 +36,7 @@ class TensorBoard:
     """Write event files for TensorBoard into the run's folder."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Open an event file for a run that continues after `step` steps.
+        """Open an event file in the run's `folder`, for a run that continues after `step` steps.
 
         TensorBoard then hides the events that the interrupted run wrote after this step.
 

@@ -163,7 +163,8 @@ def not_finite(norms: dict[str, Tensor]) -> Tensor:
 def validate_and_save(train_state: TrainState) -> dict[str, float | None]:
     """Score the networks on the validation patches, and write a checkpoint.
 
-    Write the checkpoint as `best`, too, if its score is the best so far.
+    Write the checkpoint as `best`, too, if its score is the best so far. `train_state` is this rank's state, and
+    records the best score. All ranks call this together.
 
     Returns:
         All scores by name, and four more values. `score` chooses the best checkpoint, and `best` is the best `score` so

@@ -37,7 +37,7 @@ class PretrainedRun:
 def load_pretrained(
     folder: RunFolder, device: torch.device, checkpoint: str = "best", *, random: bool = False
 ) -> PretrainedRun:
-    """Load the encoders of a pretraining run from a checkpoint, or build the same encoders with random weights.
+    """Return the encoders of a pretraining run, loaded from a checkpoint, or the same encoders with random weights.
 
     Args:
         folder: Folder of the pretraining run.

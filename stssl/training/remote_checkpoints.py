@@ -29,7 +29,7 @@ TRIES = 3
 
 
 def object_name(name: str) -> str:
-    """Return the path of a checkpoint's file relative to the run's folder, such as `checkpoints/last.pt`."""
+    """Return the path of checkpoint `name` relative to the run's folder: `checkpoints/last.pt` for `last`."""
     return f"checkpoints/{name}.pt"
 
 

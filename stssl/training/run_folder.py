@@ -54,7 +54,7 @@ class RunFolder(RunPlace):
     """
 
     def __init__(self, place: str | Path) -> None:
-        """Set the path or URL of the run's folder. Create and fetch nothing yet."""
+        """Store `place`, the path or URL of the run's folder. Create and fetch nothing yet."""
         super().__init__(place)
         remote = None if self.mirror is None else RemoteCheckpoints(self.mirror)
         self.checkpoints = Checkpoints(self.path / "checkpoints", remote)

@@ -44,7 +44,7 @@ class RunPlace:
     """
 
     def __init__(self, place: str | Path) -> None:
-        """Set the path or URL of the run's folder. Create and fetch nothing yet.
+        """Store `place`, the path or URL of the run's folder. Create and fetch nothing yet.
 
         Raises:
             DataError: The URL is not one of an object store.
@@ -130,7 +130,10 @@ class RunPlace:
 
     @property
     def for_ray(self) -> Path:
-        """Return the folder for Ray's own files: the run's folder or, for a run in an object store, one of this machine."""
+        """Return the folder for Ray's own files: the run's folder if the run lies on a disk.
+
+        For a run in an object store, return a folder of this machine.
+        """
         # A folder of this machine is enough: workers do not read it. Ray only writes there how far its own checkpoints
         # are, and a run reports no checkpoint to Ray.
         return self.path if self.mirror is None else cache_folder() / "ray" / self.path.parent.name / self.path.name

@@ -253,7 +253,9 @@ class TrainState:
 
 
 def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
-    """Build and return everything that one rank trains with, at step 0. Call `resume` on it before `train_to_end`.
+    """Build and return everything with which one rank (training process) trains on `device`, at step 0.
+
+    Call the result's method `resume` before training: it loads a checkpoint, if the run has one.
 
     Write nothing to the run's folder.
 

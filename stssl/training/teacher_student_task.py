@@ -151,10 +151,11 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return score_part(predictor, self.data, self.views.pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the best student as `student.safetensors`, the file that users ship, and sample patches beside it.
+        """Write the student in the best of `checkpoints` as `student.safetensors`, which users ship, beside the checkpoints.
 
-        The header of the file describes the student. Weights with names that start with `backbone.` belong to timm's
-        network. Other names, such as `site.`, belong to layers that inject metadata into this network.
+        Write a file with sample patches, too. The header of `student.safetensors` describes the student. Weights with
+        names that start with `backbone.` belong to timm's network. Other names, such as `site.`, belong to layers that
+        inject metadata into this network.
         """
         cdmad = self.step.algorithm.needs_blank
         description = describe_student(self.recipe, self.data, self.views.pixels, cdmad)

@@ -308,7 +308,7 @@ Elsewhere = Callable[[AskedLogits], dict[str, torch.Tensor]]
 
 
 def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> dict[str, Evaluation]:
-    """Score each network of a run in this process, on the patches of `part` with metadata changed as `change` says.
+    """Score each network of `trained` in this process, on the patches of `part` with metadata changed by `change`.
 
     Return the evaluations by network.
     """
@@ -382,7 +382,7 @@ def _about(trained: TrainedRun, change: MetadataChange, checkpoint: str) -> Json
 
 
 def _evaluated_elsewhere(trained: TrainedRun, asked: AskedLogits, elsewhere: Elsewhere) -> dict[str, Evaluation]:
-    """Score each network of a run from logits that other processes compute. Return the evaluations by network.
+    """Score each network of `trained` from logits that other processes compute. Return the evaluations by network.
 
     `asked` says which logits; `elsewhere` is the function that lets other processes compute them.
     """
@@ -423,7 +423,7 @@ def _with_metadata(data: RunData, rows: torch.Tensor, change: MetadataChange) ->
 
 
 def _require_seen(recipe: Recipe, change: MetadataChange) -> None:
-    """Check that a network of a run gets metadata. Otherwise, changing the metadata would have no effect.
+    """Check that a network of the run gets metadata, if `change` changes it. Otherwise, this would have no effect.
 
     Raises:
         ConfigError: The metadata must change, but the run has only a student, which sees only images.
