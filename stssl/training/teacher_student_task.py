@@ -151,7 +151,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return score_part(predictor, self.data, self.views.pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the student in the best of `checkpoints` as `student.safetensors`, which users ship, beside the checkpoints.
+        """Write the student in the best of `checkpoints` beside them, as `student.safetensors`, the file that users ship.
 
         Write a file with sample patches, too. The header of `student.safetensors` describes the student. Weights with
         names that start with `backbone.` belong to timm's network. Other names, such as `site.`, belong to layers that
