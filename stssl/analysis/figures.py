@@ -98,7 +98,7 @@ def class_bars(networks: Mapping[str, Mapping[str, Mapping[str, float | None]]])
             `AP` or `recall`.
 
     Returns:
-        SVG text with the classes in the order of `count`; empty if no patch has a class.
+        SVG text with the class of the largest `count` at the top; empty if no patch has a class.
     """
     first = next(iter(networks.values()))
     name = "AP" if "AP" in next(iter(first.values())) else "recall"

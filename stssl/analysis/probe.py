@@ -78,7 +78,7 @@ class Frozen:
     train: Ints
 
     def labeled(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return the features [n, width] and the labels, as in `targets`, of n training patches.
+        """Return the features [n, width] and the labels, [n, 1] or [n, classes], of n training patches.
 
         Args:
             rows: [n] row numbers of these patches in the store.

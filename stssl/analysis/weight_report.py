@@ -48,7 +48,7 @@ class Closest(NamedTuple):
 
 @dataclass
 class InspectedWeights:
-    """Hold what `report_of_weights` found out about a file of network weights.
+    """Describe a file of network weights: its tensors, bands and origin, and the backbones that the weights fit.
 
     Attributes:
         path: Path of the file.

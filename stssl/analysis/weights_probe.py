@@ -37,7 +37,7 @@ SECTIONS = ("data", "model", "evaluation")
 
 @dataclass(frozen=True)
 class WeightsProbe:
-    """Hold the opened data and the network with which `probe_weights` scores given weights.
+    """Hold the opened data and the network with the weights to probe, on whose features classifiers are scored.
 
     Attributes:
         recipe: Recipe with the data, the network and the settings of the probe.

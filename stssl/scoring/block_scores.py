@@ -264,7 +264,7 @@ def _mean(each: Float64s) -> Float64s:
 
 
 def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """Draw bootstrap samples of blocks: each sample takes as many blocks as exist, with replacement.
+    """Draw bootstrap samples of blocks: each sample takes as many blocks as there are, with replacement.
 
     Args:
         blocks: Number of blocks.

@@ -133,7 +133,7 @@ def score_logits(logits: Tensor, data: RunData, rows: Ints, device: torch.device
 
 
 def share_of_batches(rows: Ints, batch: int, share: tuple[int, int]) -> Ints:
-    """Return the rows that one of several workers predicts: those of a share of the batches.
+    """Return the numbers of the patches that one of several workers predicts: those in its share of the batches.
 
     Workers share whole batches, so that their batches are those of a single process: other batches could change the
     last digits of logits.

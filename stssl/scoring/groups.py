@@ -58,11 +58,11 @@ class GroupRow:
         column: Column whose values are the groups, such as `country`. `all` stands for all patches together.
         group: Value of the column. `others` is the pool of small groups. `unknown` has the patches without a value.
         patches: Number of scored patches of the group, those with a known label.
-        blocks: Number of blocks of places in which these patches lie, or of patches if the bootstrap draws patches.
+        blocks: Number of blocks of places in which these patches lie; number of patches if the bootstrap draws patches.
         score: Name of the score.
         value: The score; NaN if it is not defined.
-        low: Lower end of the score's 95 % interval; None if it has none.
-        high: Upper end of this interval; None if it has none.
+        low: Lower end of the score's 95 % interval; None without an interval.
+        high: Upper end of this interval; None without an interval.
     """
 
     network: str

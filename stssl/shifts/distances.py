@@ -45,7 +45,7 @@ class DistanceGain:
 
 
 def nearest_km(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance from each of n places to the nearest of m other places.
+    """Return the distance from each of n places to the nearest of m other places.
 
     Args:
         places: [n, 2] latitudes and longitudes in degrees; NaN if unknown.
@@ -66,7 +66,7 @@ def nearest_km(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
 
 
 def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list[DistanceGain]:
-    """Compute how much better than the student `teacher` and `direct` are, in ranges of distance.
+    """Return how much better than the student `teacher` and `direct` are, in ranges of distance.
 
     These two networks see metadata at test; the student does not. The distance is that from a test patch to the nearest
     training patch.
@@ -94,7 +94,7 @@ def gains_by_distance(study: FinishedStudy, places: NDArray[np.float64]) -> list
 
 
 def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance from each scored test patch of a split to the nearest training patch of this split.
+    """Return the distance from each scored test patch of a split to the nearest training patch of this split.
 
     Args:
         study: The study, with finished runs.
@@ -109,7 +109,7 @@ def distances_of(study: FinishedStudy, split: ShiftSplit, places: NDArray[np.flo
 
 
 def gain_by_place(study: FinishedStudy, split: ShiftSplit) -> Mapping[str, NDArray[np.float64]]:
-    """Compute for each of the n test patches of a split how much metadata at test helps.
+    """Return for each of the n test patches of a split how much metadata at test helps.
 
     The gain of a patch is the share of its labels that the student predicts wrong, minus the share that `direct`
     predicts wrong. `direct` sees metadata at test; the student does not.

@@ -163,7 +163,7 @@ class PairMaker(nn.Module):
 
         Args:
             recipe: Recipe of the run.
-            data: Open store. Its band statistics and the sizes of its bands are used.
+            data: Open store. Its band statistics and the image size of each band are used.
             memory: Memory format of the networks.
             scaling: Numbers that scale the images.
         """

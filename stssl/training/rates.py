@@ -29,7 +29,7 @@ NEW = LayerRate(1.0, False)
 def layer_rates(networks: nn.ModuleDict, recipe: RunRecipe) -> dict[nn.Parameter, LayerRate]:
     """Return, by parameter, how fast it learns. Leave out parameters that learn like new layers.
 
-    These learn from the first step, and at the learning rate of the recipe.
+    Parameters that are left out learn from the first step, at the learning rate of the recipe.
 
     Args:
         networks: Networks that the run trains. Classifiers and all layers outside of the backbones count as new,

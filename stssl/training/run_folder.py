@@ -225,7 +225,7 @@ class RunFolder(RunPlace):
 
         Args:
             recipe: Recipe of the run.
-            data: Description of the data: the store and the sizes of its parts.
+            data: Description of the data: the store and the number of patches in each part.
             labels: Contents of `labels.json`; None if the run uses no labels.
             world: Number of ranks (training processes).
             step: Number of steps that were taken before this start.

@@ -43,7 +43,7 @@ class BatchLoader(Protocol[Raw_co]):
     def global_rows(self, step: int) -> dict[str, list[int]]:
         """Return the numbers of the patches in the store that all ranks together read in step `step`.
 
-        They are lists by kind of patches, such as `labeled` and `unlabeled`.
+        The dict has a list of numbers for each kind of patches, such as `labeled` and `unlabeled`.
         """
         ...
 
@@ -124,7 +124,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
         Args:
             batch: Views that `batch` has made.
-            progress: The step to take.
+            progress: Number of the step to take, and number of all steps.
         """
         return [(batch, progress)]
 

@@ -80,7 +80,7 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
 
         Args:
             batch: Augmented views of the step's patches.
-            progress: The step to take.
+            progress: Number of the step to take, and number of all steps.
         """
         micro, most = self.recipe.batch.micro, -(-self.recipe.batch.labeled // world_size())
         # Compare with `most`, the largest number of labeled patches of any rank: all ranks must decide the same. `plan`
@@ -151,11 +151,11 @@ class TeacherStudentTask(Task[Recipe, RawBatch, Batch]):
         return score_part(predictor, self.data, self.views.pixels, part, batch=options.batch, limit=options.limit)
 
     def export(self, checkpoints: Checkpoints) -> None:
-        """Write the student in the best of `checkpoints` beside them, as `student.safetensors`, the file that users ship.
+        """Write the student in the best of `checkpoints` as `student.safetensors`, the file that users ship.
 
-        Write a file with sample patches, too. The header of `student.safetensors` describes the student. Weights with
-        names that start with `backbone.` belong to timm's network. Other names, such as `site.`, belong to layers that
-        inject metadata into this network.
+        The file lies beside the checkpoints. Write a file with sample patches, too. The header of `student.safetensors`
+        describes the student. Weights with names that start with `backbone.` belong to timm's network. Other names,
+        such as `site.`, belong to layers that inject metadata into this network.
         """
         cdmad = self.step.algorithm.needs_blank
         description = describe_student(self.recipe, self.data, self.views.pixels, cdmad)

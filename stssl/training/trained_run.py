@@ -41,11 +41,11 @@ from stssl.training.teacher_student_task import calibrate
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Combine what `load_run` loads of a run: networks with the weights of a checkpoint, and data to score them on.
+    """Combine the networks of a trained run, with the weights of a checkpoint, and the data to score them on.
 
     Attributes:
         folder: Folder of the run.
-        recipe: Recipe of the run. If `load_run` was given a store, the recipe names that store.
+        recipe: Recipe of the run. If the store was moved, the recipe names its new path.
         data: Open store, the numbers of its training, validation and test patches, and labels.
         step: Training step with the networks, which have the checkpoint's weights.
         pixels: Module that scales stored bands to images.
@@ -319,10 +319,10 @@ def _evaluated_here(trained: TrainedRun, part: str, change: MetadataChange) -> d
 def score_networks(
     trained: TrainedRun, part: str, rows: Ints, change: MetadataChange, known: Mapping[str, Evaluation] | None = None
 ) -> dict[str, Evaluation]:
-    """Score the networks of a run on some patches with changed metadata. `calibrate` must have been called.
+    """Score the networks of a run on some patches with changed metadata. Call `calibrate` before.
 
     Args:
-        trained: The run, after `calibrate`.
+        trained: The run. `calibrate` has computed the BatchNorm statistics of its networks.
         part: Name of the patches, for messages.
         rows: [n] numbers of the patches in the store.
         change: How to change the metadata of the patches.
