@@ -33,12 +33,13 @@ COMPLETE: dict[str, Any] = {"color": COLORS[0], "s": 26, "linewidths": 0}
 def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) -> Markup:
     """Draw a score of each trial (training run) over the trial's number, and a line for the best score so far.
 
-    The line follows complete trials only. A cross marks each failed trial. Return the figure as SVG.
+    The line follows complete trials only. Trials without a score get no dot. A cross marks each failed trial. Return
+    the figure as SVG.
 
     Args:
         trials: Trials, sorted by number.
-        metric: Position of the score among the metrics.
-        name: Name of the score.
+        metric: Position of the score in the `values` of each trial, from 0.
+        name: Name of the score, to label the figure.
         larger: True if larger scores are better.
     """
     figure, (axis,) = figure_of(8.4, 3.2)
@@ -62,7 +63,12 @@ def history(trials: Sequence[TrialRow], metric: int, name: str, larger: bool) ->
 
 
 def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None:
-    """Draw a dot for each complete trial (filled) and stopped trial (hollow). `points` has (x, trial, y) of each."""
+    """Draw a filled dot for each complete trial, and a hollow dot for each trial that was stopped early.
+
+    Args:
+        axis: Matplotlib axes to draw into.
+        points: Tuple (x, trial, y) for each trial. Trials in other states get no dot.
+    """
     for state, style, label in (("complete", COMPLETE, "complete"), ("stopped", STOPPED, "stopped early")):
         shown = [(x, y) for x, row, y in points if row.state == state]
         if shown:
@@ -70,7 +76,10 @@ def _dots(axis: "Axes", points: Sequence[tuple[float, TrialRow, float]]) -> None
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
-    """Draw how important each searched key is (a share, 0 to 1) as horizontal bars, the largest on top. Return SVG."""
+    """Draw how important each searched key is, as horizontal bars with the largest on top. Return the figure as SVG.
+
+    `shares` has the importance of each key, from 0 to 1, by the name of the key.
+    """
     names = sorted(shares, key=lambda name: shares[name])
     figure, (axis,) = figure_of(8.4, 0.9 + 0.32 * len(names))
     axis.barh(range(len(names)), [shares[name] for name in names], 0.6, color=COLORS[0])
@@ -82,15 +91,18 @@ def importances(shares: Mapping[str, float]) -> Markup:
 
 
 def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> list[Markup]:
-    """Draw for each searched key the score of each trial over its value of the key.
+    """Draw for each searched recipe key the score of each trial over the value that the trial has for this key.
 
-    Return SVG figures, each with up to three panels. A panel shows one key.
+    A trial gets no dot for a key if it lacks the key, or has no score.
 
     Args:
         trials: Trials, sorted by number.
-        axes: Searched keys.
-        metric: Position of the score among the metrics.
-        name: Name of the score.
+        axes: Search dimensions: the searched keys, each with its allowed values.
+        metric: Position of the score in the `values` of each trial, from 0.
+        name: Name of the score, to label the figures.
+
+    Returns:
+        SVG figures, each with up to three panels. Each panel shows one key.
     """
     keys = wholes(axes)
     found = []
@@ -106,7 +118,10 @@ def slices(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: 
 
 
 def wholes(axes: Sequence[Axis]) -> list[Axis]:
-    """Merge search dimensions of the same recipe key into one that covers all their values. Return one for each key."""
+    """Merge search dimensions that have the same recipe key, such as one dimension for each algorithm.
+
+    Return one dimension for each key. It covers all values that the merged dimensions allow.
+    """
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
         groups.setdefault(axis.key, []).append(axis)
@@ -123,7 +138,14 @@ def _joined(domains: Sequence[Domain]) -> Domain:
 
 
 def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -> None:
-    """Draw the score of each trial over its value of one key (`axis`) into a panel of a figure."""
+    """Draw the score of each trial over the value that the trial has for one key.
+
+    Args:
+        panel: Matplotlib axes to draw into.
+        trials: Trials. Those without a score, and those that lack the key, are left out.
+        axis: Search dimension of the key, with all its allowed values.
+        metric: Position of the score in the `values` of each trial, from 0.
+    """
     rows = [row for row in trials if row.values and axis.key in row.params]
     if axis.domain.choices:
         known = {str(choice): place for place, choice in enumerate(axis.domain.choices)}
@@ -144,7 +166,12 @@ def _slice(panel: "Axes", trials: Sequence[TrialRow], axis: Axis, metric: int) -
 
 
 def _ranged(panel: "Axes", axis: Axis) -> None:
-    """Set the x limits of a panel so it shows a key's whole range of numbers, with a margin at both ends."""
+    """Set the x limits and ticks of a panel, so that it shows the whole range of a key's allowed numbers, with margins.
+
+    Args:
+        panel: Matplotlib axes to change.
+        axis: Search dimension of the key, whose allowed values are a range of numbers.
+    """
     low, high = float(axis.domain.low or 0), float(axis.domain.high or 0)
     if axis.domain.log:
         room = (high / low) ** 0.03
@@ -161,13 +188,14 @@ def _ranged(panel: "Axes", axis: Axis) -> None:
 def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name: str) -> Markup:
     """Draw parallel coordinates: each complete trial is a line across its values of all keys, colored by score.
 
-    Return the figure as SVG. Return an empty text if there are fewer than two complete trials or two keys.
-
     Args:
         trials: Trials, sorted by number.
-        axes: Searched keys.
-        metric: Position of the score among the metrics.
-        name: Name of the score.
+        axes: Search dimensions: the searched keys, each with its allowed values.
+        metric: Position of the score in the `values` of each trial, from 0.
+        name: Name of the score, to label the color bar.
+
+    Returns:
+        The figure as SVG; an empty text if there are fewer than two complete trials, or fewer than two keys.
     """
     rows = sorted(
         (row for row in trials if row.state == "complete" and row.values), key=lambda row: (row.values or [0])[metric]
@@ -201,7 +229,12 @@ def parallel(trials: Sequence[TrialRow], axes: Sequence[Axis], metric: int, name
 
 
 def _place(axis: Axis, value: object) -> float:
-    """Return the height of a key's value in parallel coordinates: 0 to 1, or below 0 if the trial lacks the key."""
+    """Return the height, from 0 to 1, at which parallel coordinates show a trial's value of a key.
+
+    Args:
+        axis: Search dimension of the key, with all its allowed values.
+        value: Value of the key; None if the trial lacks the key. The height is then below 0, unless None is a choice.
+    """
     domain = axis.domain
     if value is None and None not in domain.choices:
         return -0.12
@@ -215,7 +248,7 @@ def _place(axis: Axis, value: object) -> float:
 
 
 def _number(value: object) -> float:
-    """Convert a number to a float. Raise a TypeError if the value is no number."""
+    """Return a number (int or float) as a float. Raise a TypeError if the value is of another type."""
     if not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
@@ -228,7 +261,14 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
 
 
 def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
-    """Draw the scores of each named group of trials as dots, with mean and standard deviation. Return SVG."""
+    """Draw the scores of groups of trials, one row of dots for each group, with mean and standard deviation.
+
+    Return the figure as SVG.
+
+    Args:
+        groups: Scores of the trials in each group, by the name of the group. No group is empty.
+        name: Name of the score, to label the figure.
+    """
     figure, (axis,) = figure_of(8.4, 1.0 + 0.42 * len(groups))
     random = np.random.default_rng(0)
     for place, values in enumerate(groups.values()):
@@ -244,7 +284,9 @@ def strip_plot(groups: Mapping[str, Sequence[float]], name: str) -> Markup:
 
 
 def front(trials: Sequence[TrialRow], best: Sequence[TrialRow], names: Sequence[str]) -> Markup:
-    """Draw the first score of complete trials against the second, and mark the Pareto front. Return the figure as SVG.
+    """Draw the first score of complete trials against their second score, and mark the Pareto front.
+
+    Return the figure as SVG.
 
     Args:
         trials: Trials, in any sequence.

@@ -36,7 +36,7 @@ CONFIRMATION_ADVICE = "Delete it: the same `stssl sweep --top N` writes it again
 
 
 class TestLook(TypedDict):
-    """Record one evaluation on the test patches: its time, and the names of the candidates (recipes) evaluated."""
+    """Record one evaluation on the test patches: its time (ISO format), and the names of the candidates (recipes)."""
 
     time: str
     runs: list[str]
@@ -61,12 +61,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Describe the result of `confirm`: scores of a sweep's best recipes after training with other seeds.
+    """Describe how well a sweep's best recipes and its base recipe score after training with other seeds.
 
     Attributes:
         seeds: Seeds of the new runs. Each seed also chooses which patches are labeled.
-        candidates: Candidates with at least one finished run, maybe including the base recipe. They are sorted by
-            number of failed seeds, then by mean score on validation, best first.
+        candidates: Recipes with at least one finished run. They are sorted by number of failed seeds, then by mean
+            score on validation, best first. The base recipe is one of them, if one of its runs was finished.
         looks: Records of the evaluations on test: when, and of which candidates.
     """
 
@@ -75,7 +75,10 @@ class Confirmation:
     looks: list[TestLook]
 
     def html(self) -> Markup:
-        """Return a section of the sweep's HTML report: a table with mean and deviation of each candidate's scores."""
+        """Return a section of the sweep's HTML report: a table with the scores of each candidate (recipe).
+
+        The table has mean and standard deviation over the seeds, on validation and on test.
+        """
         names = list(self.candidates[0].validation)
         head = Markup("<th>{}, {}</th>")
         return _SECTION.format(
@@ -104,7 +107,10 @@ def _line(one: Candidate, names: Sequence[str]) -> Markup:
 
 
 def words(values: Sequence[float]) -> str:
-    """Return the mean and the standard deviation of scores as text, such as `0.9120 ± 0.0040`; `–` without scores."""
+    """Return the mean and the standard deviation of scores as text, such as `0.9120 ± 0.0040`.
+
+    For one score, return only this score. For no score, return `–`.
+    """
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
@@ -118,15 +124,16 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
     Args:
         book: Manager of the sweep's study and trials.
         trials: Trials of the sweep.
-        top: Number of best trials to train again.
-        seeds: Number of seeds for each of these trials.
-        say: Shows a line of progress.
+        top: Number of best trials whose recipes are trained again.
+        seeds: Number of new seeds for each recipe.
+        say: Called with each line of text that tells the user about the progress.
 
     Returns:
-        Scores of all candidates (recipes). `confirmation.json` has the same scores.
+        Scores of all candidates (recipes). The file `confirmation.json` in the sweep's folder gets the same scores.
 
     Raises:
-        RunError: No trial has scores, none of the new runs was trained to its end, or test gives no score.
+        RunError: No trial has scores, none of the new runs was trained to its end, or a metric cannot be computed on
+            the test patches.
     """
     config, base = book.sweep.config, book.sweep.recipe
     best = ranked(trials, config.modes)[:top]
@@ -161,7 +168,10 @@ def confirm(book: Book, trials: Sequence[TrialRow], top: int, seeds: int, say: C
 
 
 def confirmed(book: Book) -> Confirmation | None:
-    """Read the result of `confirm` that an earlier start of the sweep wrote. Return None if its file does not exist."""
+    """Read the scores with new seeds, which an earlier start of the sweep wrote into `confirmation.json`.
+
+    Return None if this file does not exist. `book` manages the sweep's study, and knows the sweep's folder.
+    """
     if not is_there(_file(book)):
         return None
     kept = read_run_file(ConfirmationFile, _file(book), CONFIRMATION_ADVICE)[0]
@@ -180,7 +190,13 @@ def _plain(result: Confirmation) -> dict[str, object]:
 def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
     """Return a copy of a recipe for a run with another seed, which also chooses the labeled patches.
 
-    The copy also has another name, `NAME-sSEED`, and its run lies in the sweep's folder `confirm`.
+    The copy's name is `NAME-sSEED`. Its run lies in the folder `confirm` of the sweep's folder.
+
+    Args:
+        recipe: Recipe to copy.
+        name: Name of the candidate: that of a trial, or `recipe` for the base recipe.
+        seed: Seed of the new run.
+        book: Manager of the sweep, which knows the sweep's folder.
     """
     labels = recipe.labels.model_copy(update={"seed": seed})
     again = recipe.model_copy(update={"seed": seed, "labels": labels})
@@ -188,7 +204,14 @@ def _seeded(recipe: Recipe, name: str, seed: int, book: Book) -> Recipe:
 
 
 def _train(book: Book, recipes: Sequence[Recipe]) -> None:
-    """Train the recipes in this process if `launch.workers` is 0, else as trials of Ray Tune."""
+    """Train recipes in this process if the base recipe's key `launch.workers` is 0, else as trials of Ray Tune.
+
+    If one fails, the reason is written into its run's folder, and the others go on.
+
+    Args:
+        book: Manager of the sweep's study and trials.
+        recipes: Recipes of the new runs, one for each candidate and seed.
+    """
     for recipe in recipes:
         forget_failure(RunFolder.of(recipe).place)
     if book.sweep.recipe.launch.workers == 0:
@@ -218,7 +241,7 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
 
 
 def _opened(recipe: Recipe) -> RunFolder:
-    """Return the folder of a recipe's run. If the run lies in an object store, fetch its files first."""
+    """Return the folder of a recipe's run. If the run lies in an object store, first fetch its files to this computer."""
     folder = RunFolder.of(recipe)
     folder.refresh()
     return folder
@@ -240,15 +263,18 @@ def _evaluate(folder: RunFolder) -> None:
 
 
 def _test(book: Book, chosen: Sequence[Candidate], runs: dict[str, list[Recipe]]) -> list[TestLook]:
-    """Score the runs of the winner and the base recipe on test, and record when. Skip runs scored earlier.
+    """Score the runs of the winner and of the base recipe on test, and record when. Do not score a run a second time.
 
     Args:
         book: Manager of the sweep's study and trials.
-        chosen: Winner and base recipe. This function fills their `test`.
-        runs: Recipes of all candidates, one for each seed.
+        chosen: The winner and the base recipe. This function fills their dict `test`.
+        runs: Recipes of each candidate's runs, one for each seed, by the candidate's name.
 
     Returns:
-        Records of all evaluations on test so far.
+        Records of all evaluations on test so far, including those of earlier starts of the sweep.
+
+    Raises:
+        RunError: A metric of the sweep cannot be computed on the test patches.
     """
     old = confirmed(book)
     looks = list(old.looks) if old else []

@@ -40,12 +40,12 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe a recipe key as one class of recipe sections defines it. Several algorithms may define the same key.
+    """Describe a recipe key as one settings class defines it. Several classes, such as those of algorithms, may have it.
 
     Attributes:
         domain: Values that the key's type allows; None if the type sets no bounds.
         integer: True if values are whole numbers.
-        gates: Conditions on other keys. The definition holds only if all conditions hold.
+        gates: Conditions on other keys. A trial has the key of this class only if all conditions hold.
     """
 
     domain: Domain | None
@@ -57,7 +57,7 @@ def build_space(config: SweepConfig, recipe: Recipe, source: str = "search") -> 
     """Build the search space: find each searched key's allowed values, and the conditions under which it exists.
 
     Args:
-        config: The sweep file.
+        config: Contents of the sweep file.
         recipe: Base recipe of the sweep.
         source: Name of the sweep file's section in error messages.
 
@@ -83,10 +83,13 @@ class _Finder:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Return the search dimensions of one recipe key: its allowed values, with the conditions for each set of them.
+        """Return the search dimensions of a dotted recipe key: its allowed values, and the conditions for its existence.
 
-        Several kinds of a section, such as several algorithms, may have the key. If their domains differ, each kind
-        gets its own dimension. Otherwise, they share one.
+        Several kinds of a recipe section, such as several algorithms, may have the key. If all kinds allow the same
+        values, return one dimension. Otherwise, return one dimension for each kind.
+
+        Raises:
+            ConfigError: The key does not exist, has no effect, or needs a list or a range in the sweep file.
         """
         found = [replace(one, domain=self._domain(key, one)) for one in self._look_up(key)]
         domains = [one.domain or Domain() for one in found]
@@ -120,7 +123,12 @@ class _Finder:
         return found.domain
 
     def _needs_float(self, value: object, found: Found) -> TypeGuard[int]:
-        """Return True if a listed value is a whole number, but the key takes floats: the value must be converted."""
+        """Return True if `value` is a whole number, but must become a float, because the key takes floats.
+
+        Args:
+            value: One of the values that the sweep file lists for the key.
+            found: Definition of the key.
+        """
         ranged = found.domain is not None and found.domain.low is not None
         return ranged and not found.integer and isinstance(value, int) and not isinstance(value, bool)
 
@@ -145,9 +153,13 @@ class _Finder:
         raise ConfigError(f"{self.source}: the key '{key}' is empty")
 
     def _names(self, prefix: str, union: list[type[Config]]) -> tuple[str, ...]:
-        """Return the names of a section's kinds, such as all algorithms.
+        """Return the names of all kinds of a recipe section, such as the names of all algorithms.
 
         Leave out injection sites (places where metadata enters a network) that the recipe's backbone does not have.
+
+        Args:
+            prefix: Dotted key of the section, such as `algorithm`.
+            union: Settings classes of the section, one for each kind.
         """
         names = tuple(name for name in map(part_name, union) if name)
         if prefix != "model.injection":
@@ -166,9 +178,18 @@ class _Finder:
     def _chosen(
         self, prefix: str, union: list[type[Config]], gates: tuple[Gate, ...]
     ) -> list[tuple[type[Config], tuple[Gate, ...]]]:
-        """Return the kinds of a recipe section (such as algorithms) that trials may have: class and conditions of each.
+        """Find the kinds of a recipe section (such as algorithms) that trials may have.
 
-        If the section's name is searched, a kind exists only in trials with its name.
+        If the section's name is searched, a kind exists only in trials with its name. Otherwise, only the base recipe's
+        kind exists, if the recipe names one.
+
+        Args:
+            prefix: Dotted key of the section, such as `algorithm`.
+            union: Settings classes of the section, one for each kind.
+            gates: Conditions under which the section itself exists.
+
+        Returns:
+            A tuple for each kind: its settings class, and the conditions under which a trial has it.
         """
         if len(union) == 1:
             return [(union[0], gates)]
@@ -190,7 +211,9 @@ class _Finder:
         return node
 
     def _awake(self, key: str) -> Iterator[Gate]:
-        """Yield conditions under which a key has an effect. Values of other keys can make it useless (see `IDLE`).
+        """Yield the conditions on other searched keys under which a key has an effect.
+
+        For example, `model.injection.name` changes nothing if `model.metadata` is `none`. `IDLE` lists these cases.
 
         Raises:
             ConfigError: The key has no effect in any trial.
@@ -217,7 +240,14 @@ class _Finder:
                     )
 
     def _unknown(self, here: str, part: str, places: list[type[Config]], prefix: str) -> str:
-        """Return an error message about an unknown key. If other kinds of its section have the key, it names them."""
+        """Return an error message about a key that does not exist. It names kinds of the section that have the key.
+
+        Args:
+            here: Dotted key up to its first wrong part.
+            part: The wrong part, such as `lrr` in `optimizer.lrr`.
+            places: Settings classes that lack the part.
+            prefix: Dotted key of the section: `here` without `part`.
+        """
         known = {f"{prefix}.{name}".lstrip(".") for place in places for name in place.model_fields}
         having = [name for name in self._others(prefix) if name]
         owners = [name for name, part_type in self._others(prefix).items() if part in part_type.model_fields and name]
@@ -245,7 +275,11 @@ class _Finder:
 
 
 def check_site(model: ModelConfig, injection: InjectionBase) -> None:
-    """Check that a recipe's backbone has the site (place in the network) where `injection` adds metadata.
+    """Check that a recipe's backbone has the site (place in the network) where metadata must be added.
+
+    Args:
+        model: Section `model` of the recipe, with its backbone.
+        injection: Settings of the part that adds metadata. Their class says the site.
 
     Raises:
         ConfigError: The backbone does not have the site.
@@ -273,7 +307,7 @@ def _found(field: FieldInfo, gates: tuple[Gate, ...]) -> Found:
 
 
 def _types(annotation: object) -> Iterator[object]:
-    """Yield the plain types in a type annotation such as `int | None`, without None."""
+    """Yield the types that a type annotation joins, without None: `int` and `float` for `int | float | None`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _types(get_args(annotation)[0])
@@ -285,7 +319,7 @@ def _types(annotation: object) -> Iterator[object]:
 
 
 def _domains(annotation: object) -> Iterator[Domain]:
-    """Yield the `Domain` objects that a type annotation has as metadata (`Annotated[..., Domain(...)]`)."""
+    """Yield the `Domain` objects (allowed values) in a type annotation: those in `Annotated[..., Domain(...)]`."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from (part for part in arguments[1:] if isinstance(part, Domain))
@@ -296,14 +330,21 @@ def _domains(annotation: object) -> Iterator[Domain]:
 
 
 def _literals(annotation: object) -> Iterator[JsonValue]:
-    """Yield the values of all `Literal` types in a type annotation."""
+    """Yield the allowed values that all `Literal` types in a type annotation list."""
     for kind in _types(annotation):
         if get_origin(kind) is Literal:
             yield from get_args(kind)
 
 
 def _try(space: Space, axis: Axis, source: str) -> None:
-    """Check that the recipe accepts the ends or choices of a key's domain: an error must come before the first trial.
+    """Check that the recipe accepts a key's allowed values: all choices, or both ends of a range.
+
+    Without this check, a wrong value would be found only when a trial gets it.
+
+    Args:
+        space: Search space with the base recipe.
+        axis: Search dimension of the key.
+        source: Name of the sweep file's section in error messages.
 
     Raises:
         ConfigError: The recipe refuses a value. The message names the key and the value.

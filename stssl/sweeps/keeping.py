@@ -27,9 +27,10 @@ STATES_OF_OPTIMIZER = {"adamw": 2, "sgd": 1}
 
 
 def tidy(book: Book) -> None:
-    """Delete the checkpoints of trials that ended, except those of the best trials: the key `keep` says how many.
+    """Delete the checkpoints of trials that ended, except those of the best trials.
 
-    Running trials keep their checkpoints. The student networks, metrics and records of all trials stay.
+    The sweep file's key `keep` says how many trials keep their checkpoints. Running trials always keep theirs. The
+    student networks, metrics and records of all trials stay. `book` manages the sweep's study and trials.
     """
     keep = book.sweep.config.keep
     if keep == "all":
@@ -40,10 +41,15 @@ def tidy(book: Book) -> None:
 
 
 def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple[object, ...]:
-    """Return a trial's sort key: with it, complete trials come first, then stopped ones, then failed ones, best first.
+    """Return a sort key for a trial that ended. It puts complete trials first, then stopped ones, then failed ones.
 
-    With several metrics, trials that no other trial in `among` dominates come first. After that, the first metric
-    decides.
+    Among trials of the same state, the best come first. With several metrics, these are the trials that no other one
+    dominates; after that, the first metric decides.
+
+    Args:
+        book: Manager of the sweep's study and trials.
+        trial: The trial.
+        among: All trials that ended, for the comparison.
     """
     kind = ("COMPLETE", "PRUNED", "FAIL").index(trial.state.name)
     own = _gains(book, trial)
@@ -54,9 +60,10 @@ def _rank(book: Book, trial: "FrozenTrial", among: list["FrozenTrial"]) -> tuple
 
 
 def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
-    """Return a trial's scores so that larger is better: scores are negated if smaller is better.
+    """Return a trial's score for each metric, so that larger is better: the sign changes if smaller scores are better.
 
-    For a stopped or failed trial, return only its best score so far, or no score if it was never validated.
+    For a stopped or failed trial, return only its best score by the first metric so far. Return an empty list if it was
+    never validated.
     """
     modes = book.sweep.config.modes
     if trial.state.name == "COMPLETE" and trial.values:
@@ -66,7 +73,7 @@ def _gains(book: Book, trial: "FrozenTrial") -> list[float]:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Compute from a recipe's networks how many bytes a checkpoint of its run has. Train nothing."""
+    """Return how many bytes a checkpoint of a recipe's run has. Compute this from its networks, without training."""
     step = build_step(without_weights(recipe), open_data(recipe))
     trained = sum(part.nbytes for part in step.networks.parameters() if part.requires_grad)
     state = sum(int(value.nbytes) for value in step.state_dict().values())
@@ -74,11 +81,11 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
-    """Compute how many bytes the checkpoints of a sweep need at most.
+    """Return how many bytes the checkpoints of a sweep need at most.
 
     Args:
         sweep: Sweep file and base recipe.
-        checkpoint: Size of one checkpoint of the base recipe. Trials with other networks may need more or less.
+        checkpoint: Bytes of one checkpoint of the base recipe. Trials with other networks may need more or less.
         at_once: Number of trials that run at the same time.
     """
     config = sweep.config
@@ -87,7 +94,15 @@ def needed_bytes(sweep: Sweep, checkpoint: int, at_once: int) -> int:
 
 
 def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
-    """Return a line for the user: the disk room that a sweep's checkpoints need. Log a warning if the disk has less."""
+    """Return a line for the user about the disk room that a sweep's checkpoints need.
+
+    Log a warning if the disk of the sweep's folder has less room. For a sweep in an object store, do not check this.
+
+    Args:
+        sweep: Sweep file and base recipe.
+        checkpoint: Bytes of one checkpoint.
+        at_once: Number of trials that run at the same time.
+    """
     needed = needed_bytes(sweep, checkpoint, at_once)
     keep = sweep.config.keep
     whose = "all trials" if keep == "all" else f"the best {keep} trials" if keep > 1 else "the best trial"
@@ -106,5 +121,5 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder if it exists, else the nearest folder above it that exists: it lies on the same disk."""
+    """Return a folder if it exists, else the nearest existing folder above it, which lies on the same disk."""
     return next(path for path in (folder, *folder.parents) if path.exists())

@@ -33,7 +33,7 @@ def write_sweep_report(book: Book, trials: Sequence[TrialRow], confirmed: Confir
     Args:
         book: Manager of the sweep's study and trials.
         trials: Trials of the sweep.
-        confirmed: Scores of the best recipes with other seeds; None if they were not trained again.
+        confirmed: Scores of the best recipes after training with other seeds; None if this was not done.
     """
     config = book.sweep.config
     body = [
@@ -81,7 +81,11 @@ def _place(config: SweepConfig) -> str:
 
 
 def _best(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Return a table of the five best trials as HTML; with several metrics, of the trials that no other dominates."""
+    """Return HTML parts about the best trials: a heading, a table, and notes.
+
+    The table has the five best trials. With several metrics, it has all trials that no other one dominates, and a
+    figure shows them. If no trial has scores, return only a sentence that says so.
+    """
     config = book.sweep.config
     order = ranked(trials, config.modes)
     if not order:
@@ -111,7 +115,11 @@ def _history(config: SweepConfig, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw for each metric how well each searched key tells good trials from others. Return the figures as HTML."""
+    """Return HTML parts about the importance of keys: a heading and a bar chart for each metric, and a note.
+
+    A key is important if its values tell good trials from others. With fewer than four complete trials, return only a
+    note that says so.
+    """
     complete = [row for row in trials if row.state == "complete"]
     if len(complete) < 4:
         return [note("Fewer than four complete trials: no importances.")]
@@ -130,7 +138,13 @@ def _mattered(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 def _importances(book: Book, metric: int) -> dict[str, float]:
     """Compute how important each searched key is for one metric, by PED-ANOVA (arXiv:2304.10255).
 
-    Return a share from 0 to 1 for each key, or an empty mapping if it cannot be computed from the trials.
+    Args:
+        book: Manager of the sweep's study and trials.
+        metric: Position of the metric among the sweep's metrics, from 0.
+
+    Returns:
+        Share from 0 to 1 for each searched key, by the key's name in the Optuna study. Empty if it cannot be computed,
+        for example from too few trials.
     """
     import warnings
 
@@ -153,9 +167,10 @@ def _importances(book: Book, metric: int) -> dict[str, float]:
 
 
 def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
-    """Draw, for each searched key with a list of choices, the scores of the complete trials with each choice.
+    """Show, for each searched key with a list of choices, the scores of the complete trials with each choice.
 
-    Return the figures as HTML, each with a table.
+    Return HTML parts: for each key a heading, a figure and a table, and a note at the end. Leave out keys of which
+    complete trials had only one choice.
     """
     parts: list[Markup] = []
     name, mode = book.sweep.config.metrics[0], book.sweep.config.modes[0]
@@ -176,7 +191,7 @@ def _effects(book: Book, trials: Sequence[TrialRow]) -> list[Markup]:
 
 
 def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> dict[str, list[float]]:
-    """Group complete trials by their choice for one key, and return the first metric's scores in each group.
+    """Group complete trials by the value that they have for one key.
 
     Args:
         trials: Trials of the study.
@@ -184,7 +199,8 @@ def effect(trials: Sequence[TrialRow], key: str, choices: Sequence[object]) -> d
         choices: Values that the key may have.
 
     Returns:
-        Scores by choice, as text, sorted as in `choices`. Choices that no complete trial has are left out.
+        Scores of each group's trials by the first metric. The dict's keys are the choices as text, in the sequence of
+        `choices`. Choices that no complete trial has are left out.
     """
     groups = {
         str(choice): [
@@ -245,12 +261,12 @@ def _failures(trials: Sequence[TrialRow]) -> Markup:
 
 
 def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
-    """Return an HTML table with one row for each mapping in `lines`.
+    """Return an HTML table with one row for each mapping in `lines`; an empty text if there are none.
 
     Leave out the column `run`, and columns in which all values are None.
 
     Args:
-        lines: Values of each row by the name of the column.
+        lines: Values of each row by the name of the column. All rows have the same columns.
         folder: Folder of the page. If it is given, the number of each trial links to the folder of its run.
     """
     if not lines:
@@ -263,9 +279,13 @@ def _table(lines: Sequence[JsonMapping], folder: Path | None = None) -> Markup:
 
 
 def _linked(line: JsonMapping, folder: Path) -> CellValue:
-    """Return a table cell in which the number of a trial links to the folder of its run.
+    """Return a table cell with the number of a trial, as a link to the folder of its run if this folder exists.
 
     The link is relative to the page's folder, so that the page and the runs can move together.
+
+    Args:
+        line: Table row of the trial, with its number in `trial` and the path of its run in `run`.
+        folder: Folder of the page.
     """
     number, run = line["trial"], line.get("run")
     # Show the number without a link if the run has no folder: the trial failed early, or its run was deleted.

@@ -67,7 +67,10 @@ class TrialRow:
 
 
 def rows(book: Book) -> list[TrialRow]:
-    """Return all started trials of a sweep, sorted by number, as its study and the folders of its runs record them."""
+    """Return a `TrialRow` for each trial of a sweep that was started, sorted by number.
+
+    The data come from the sweep's study and from the folders of the trials' runs. `book` manages both.
+    """
     return [_row(book, trial) for trial in book.study.get_trials(deepcopy=False) if trial.state.name in STATES]
 
 
@@ -92,7 +95,15 @@ def _row(book: Book, trial: "FrozenTrial") -> TrialRow:
 
 
 def records(book: Book, trials: Sequence[TrialRow]) -> list[JsonObject]:
-    """Return a table row for each trial: a mapping from the names of columns to texts or numbers."""
+    """Return a table row for each trial: a dict from the names of columns to texts, numbers or None.
+
+    The columns are state, scores, time, and the trial's values of the searched keys. A cell is None if the trial has no
+    such value.
+
+    Args:
+        book: Manager of the sweep's study, which knows its metrics and searched keys.
+        trials: Trials, one for each row.
+    """
     metrics, keys = book.sweep.config.metrics, dict.fromkeys(axis.key for axis in book.space.axes)
     return [
         {"trial": row.number, "state": row.state}
@@ -110,7 +121,7 @@ def _flat(value: JsonValue) -> JsonValue:
 
 
 def write_table(book: Book, trials: Sequence[TrialRow]) -> None:
-    """Write the trials as the tables `trials.csv` and `trials.parquet` into the sweep's folder, if there are any."""
+    """Write a table of trials as `trials.csv` and `trials.parquet` into the sweep's folder; nothing without trials."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,6 +147,10 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
     """Return the complete trials, best first. If none is complete, return unfinished and stopped trials with scores.
 
     With several metrics, trials that no other trial dominates come first. After that, the first metric decides.
+
+    Args:
+        trials: Trials of a sweep.
+        modes: `max` or `min` for each metric: whether larger or smaller scores are better.
     """
     complete = [row for row in trials if row.state == "complete" and row.values]
     candidates = complete or [row for row in trials if row.values and row.state != "failed"]
@@ -144,24 +159,32 @@ def ranked(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
 
 
 def pareto(trials: Sequence[TrialRow], modes: Sequence[Mode]) -> list[TrialRow]:
-    """Return the Pareto front: the trials that no other trial dominates.
+    """Return the Pareto front: the trials with scores that no other trial dominates.
 
-    A trial dominates another one if it is worse in no metric, and better in at least one.
+    A trial dominates another one if it is worse in no metric, and better in at least one. `modes` says for each metric
+    whether larger (`max`) or smaller scores (`min`) are better.
     """
     found = [(row, _gains(row, modes)) for row in trials if row.values]
     return [row for row, own in found if not any(dominates(other, own) for _, other in found)]
 
 
 def dominates(one: list[float], other: list[float]) -> bool:
-    """Return True if trial `one` dominates trial `other`: none of its scores is worse, and one is better.
+    """Return True if one trial dominates another one: none of its scores is worse, and at least one is better.
 
-    Each trial is given by its `gains`: scores of which larger ones are better.
+    Args:
+        one: Scores of the first trial, one for each metric. Larger ones are better.
+        other: Scores of the second trial, in the same form.
     """
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def gains(values: Sequence[float], modes: Sequence[Mode]) -> list[float]:
-    """Return scores so that larger is always better: scores of metrics with mode `min` get the other sign."""
+    """Return a trial's scores so that larger is always better: scores of metrics with mode `min` get the other sign.
+
+    Args:
+        values: Score for each metric.
+        modes: `max` or `min` for each metric: whether larger or smaller scores are better.
+    """
     return [value if mode == "max" else -value for value, mode in zip(values, modes, strict=True)]
 
 
@@ -172,7 +195,12 @@ def _gains(row: TrialRow, modes: Sequence[Mode]) -> list[float]:
 def write_best(book: Book, trials: Sequence[TrialRow]) -> Path:
     """Write the best trial's recipe as `best.yaml`, its scores as `best.json`, and a link `best` to its run.
 
-    With several metrics, also write the recipes of the Pareto front (trials that no other dominates) into `pareto`.
+    All lie in the sweep's folder. With several metrics, also write the recipes of the Pareto front (trials that no
+    other one dominates) into the folder `pareto`.
+
+    Args:
+        book: Manager of the sweep's study and trials.
+        trials: Trials of the sweep.
 
     Returns:
         Path of `best.yaml`.
@@ -221,9 +249,9 @@ def chosen_recipe(book: Book, row: TrialRow, name: str) -> Recipe:
     """Return the full recipe of a trial, so that it can be trained again outside of the sweep.
 
     Args:
-        book: Manager of the sweep's study and trials.
+        book: Manager of the sweep's study, with the search space.
         row: The trial.
-        name: Name of the new run.
+        name: Name that the recipe gives to the new run.
     """
     return book.space.recipe(row.params).model_copy(update={"name": name})
 
@@ -237,7 +265,10 @@ def _file(book: Book, row: TrialRow) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Create the symbolic link `link` to a run's folder, or make an existing link point to this folder."""
+    """Create the symbolic link `link` to the run's folder `target`, or make an existing link point to it.
+
+    Do nothing if the file system has no links.
+    """
     # Ignore an error: some file systems have no links, and the user finds the run's folder in `best.json`, too.
     with contextlib.suppress(OSError):
         # Make the new link under another name and rename it: `link` then exists at every moment.

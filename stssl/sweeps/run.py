@@ -44,8 +44,8 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
 
     Args:
         path: The sweep file.
-        overrides: `key=value` changes to the sweep file.
-        say: Shows a line for each trial that ends.
+        overrides: Changes to the sweep file, each as `key=value`.
+        say: Called with a line of text for each trial that ends, and about the progress.
         top: Number of best trials to train again with other seeds; 0 for none.
         seeds: Number of seeds for each of these trials.
 
@@ -75,11 +75,11 @@ def run_sweep(path: str | Path, overrides: Iterable[str], say: Say, top: int = 0
 
 
 def search(what: Sweep, say: Say) -> Book:
-    """Train all trials of a sweep that have not ended yet, until its time limit (`hours`).
+    """Train all trials of a sweep that have not ended yet, until the time limit in the sweep file's key `hours`.
 
     Args:
         what: Sweep file and base recipe.
-        say: Shows a line for each trial that ends.
+        say: Called with a line of text for each trial that ends, and about the progress.
 
     Returns:
         Manager of the sweep's study and trials.
@@ -101,7 +101,7 @@ def search(what: Sweep, say: Say) -> Book:
 
 
 def _check_metrics(what: Sweep) -> None:
-    """Check that validations of the base recipe compute the sweep's metrics and choose a best checkpoint.
+    """Check that validations of a sweep's base recipe compute the sweep's metrics, and choose a best checkpoint.
 
     Raises:
         ConfigError: They do not. The message says which key to change.
@@ -121,7 +121,7 @@ def _check_metrics(what: Sweep) -> None:
 
 
 def _left(book: Book) -> int:
-    """Return how many trials of the sweep have not ended yet, including those not started."""
+    """Return how many trials the sweep must still train: those that have not ended, and those not started."""
     from optuna.trial import TrialState
 
     waiting = (TrialState.WAITING, TrialState.RUNNING)
@@ -152,7 +152,13 @@ def _carry_out(book: Book, say: Say) -> None:
 
 
 def _say_room(book: Book, at_once: int, say: Say) -> None:
-    """Tell the user how much disk room the sweep's checkpoints need if `at_once` trials run at a time."""
+    """Tell the user how much disk room the sweep's checkpoints need.
+
+    Args:
+        book: Manager of the sweep's study and trials.
+        at_once: Number of trials that run at the same time.
+        say: Called with the line of text.
+    """
     say(room_line(book.sweep, checkpoint_bytes(book.sweep.recipe), at_once))
 
 

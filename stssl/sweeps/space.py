@@ -52,7 +52,7 @@ class Axis:
     gates: tuple[Gate, ...]
 
     def exists(self, values: JsonMapping) -> bool:
-        """Return True if this key exists in a recipe where other keys have the given values."""
+        """Return True if this key exists in a recipe, given the recipe's values of other keys, by dotted key."""
         return all(values.get(gate.key) in gate.values for gate in self.gates)
 
     def contains(self, value: JsonValue) -> bool:
@@ -69,11 +69,11 @@ class Axis:
         return domain.low is not None and domain.high is not None and domain.low <= value <= domain.high
 
     def encode(self, value: JsonValue | tuple[JsonValue, ...]) -> Scalar:
-        """Return a value as a scalar, because Optuna stores only scalars. Lists and mappings become JSON text."""
+        """Return a value of this key in a form that Optuna can store: lists and mappings become JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | tuple | dict) else value
 
     def suggest(self, trial: "Trial") -> JsonValue:
-        """Let Optuna choose a value of this key for a trial, and return the value."""
+        """Let Optuna choose a value of this key for a trial, and return it. `trial` is Optuna's object of the trial."""
         domain = self.domain
         if domain.choices:
             codes = [self.encode(choice) for choice in domain.choices]
@@ -85,7 +85,7 @@ class Axis:
         return trial.suggest_float(self.name, low, high, log=domain.log, step=domain.step)
 
     def listed(self) -> tuple[JsonValue, ...]:
-        """Return all values of this key's domain, for a grid search.
+        """Return all values in this key's domain, for a grid search.
 
         Raises:
             ConfigError: The domain has infinitely many values, or more than a grid may have.
@@ -111,13 +111,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """Describe a search: its base recipe, and the searched keys. Each key comes after the keys that it depends on."""
+    """Describe a search: its base recipe, and one or more dimensions (`axes`) for each searched key.
+
+    Each key comes after the keys that decide if it exists.
+    """
 
     base: Recipe
     axes: tuple[Axis, ...]
 
     def recipe(self, values: JsonMapping) -> Recipe:
-        """Return a copy of the base recipe in which the keys of `values`, such as `optimizer.lr`, have these values.
+        """Return a copy of the base recipe with some values changed. `values` has the new values by dotted key.
 
         Raises:
             ConfigError: The recipe refuses a value, or the values do not fit together.
@@ -128,9 +131,13 @@ class Space:
         return validate(Recipe, tree, ", ".join(f"{key}={value}" for key, value in values.items()))
 
     def draw(self, trial: "Trial") -> TrialValues:
-        """Let Optuna choose a trial's values, and return them by key. A resumed trial gets its old values again.
+        """Let Optuna choose a trial's values of the searched keys. A resumed trial gets its old values again.
 
-        Leave out keys that do not exist together with the trial's other values.
+        Args:
+            trial: Optuna's object of the trial.
+
+        Returns:
+            Values by dotted recipe key, without keys that do not exist together with the trial's other values.
         """
         values = self._fixed()
         for axis in self.axes:
@@ -139,7 +146,10 @@ class Space:
         return self._searched(values)
 
     def values(self, params: Mapping[str, Any]) -> TrialValues:
-        """Convert the parameters that Optuna stored for a trial to recipe keys and their values."""
+        """Convert a trial's stored values to values of recipe keys, and return these by dotted key.
+
+        `params` has the values as Optuna stored them, by the name of the search dimension.
+        """
         found: TrialValues = {}
         for axis in self.axes:
             if axis.name in params:
@@ -149,7 +159,7 @@ class Space:
         return found
 
     def point(self, given: JsonMapping, source: str = "points") -> TrialValues:
-        """Convert a point (values in the sweep file that must be tried first) to Optuna parameters, and return them.
+        """Convert a point (values that the sweep file wants to be tried first) to the form that Optuna stores.
 
         A searched key that the point leaves out gets the base recipe's value. If this value lies outside of the key's
         domain, the key stays out, so Optuna chooses its value.
@@ -157,6 +167,9 @@ class Space:
         Args:
             given: Dotted keys and values of the point.
             source: Name of the point in error messages.
+
+        Returns:
+            Stored values by the name of the search dimension.
 
         Raises:
             ConfigError: A key is not searched, its value lies outside of its domain, or it does not exist with the
@@ -181,7 +194,10 @@ class Space:
         return params
 
     def grid(self) -> list[TrialValues]:
-        """Return all possible combinations of the searched keys' values for a grid search, as Optuna parameters.
+        """Return all combinations of the searched keys' values for a grid search.
+
+        Each combination has values in the form that Optuna stores, by the name of the search dimension. Keys that do
+        not exist together with its other values are left out.
 
         Raises:
             ConfigError: A domain is a range without a step, or the grid has too many combinations.
@@ -202,7 +218,11 @@ class Space:
         return list(points.values())
 
     def identity(self) -> Tree:
-        """Return what must stay equal when a sweep resumes: the search space and some keys of the base recipe."""
+        """Return what must stay equal when a sweep resumes, to compare it with the record in the study.
+
+        This is a nested dict: `search` has the allowed values and conditions of each search dimension, and `recipe` has
+        the keys of the base recipe that decide results.
+        """
         axes = {
             axis.name: [
                 list(axis.domain.choices) or [axis.domain.low, axis.domain.high, axis.domain.log, axis.domain.step],
@@ -215,7 +235,10 @@ class Space:
         return tree
 
     def _fixed(self) -> TrialValues:
-        """Return the base recipe's values of keys that are not searched, but on which searched keys depend."""
+        """Return the base recipe's values of keys that are not searched, but on which searched keys depend.
+
+        The result is a dict from dotted key to value.
+        """
         searched = {axis.key for axis in self.axes}
         named = {gate.key for axis in self.axes for gate in axis.gates} - searched
         return {key: self._own(key, {}) for key in named}
@@ -232,6 +255,11 @@ class Space:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return advice for an error message about a wrong key: the most similar known key, or all known keys."""
+    """Return advice for an error message about a wrong key: the most similar known key, or all known keys.
+
+    Args:
+        key: The wrong key.
+        known: Keys that exist.
+    """
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."

@@ -67,7 +67,7 @@ class AshaConfig(Config):
 
     Attributes:
         grace: Training step at which bad trials are first stopped, then again at `grace * reduction`,
-            `grace * reduction**2`, ... None takes 1/`reduction**2` of all steps, but at least the first validation.
+            `grace * reduction**2`, ... None takes 1/`reduction**2` of all steps, but not before the first validation.
         reduction: At each of these steps, the best 1/`reduction` of the trials that reached it continue.
     """
 
@@ -189,6 +189,9 @@ class SweepConfig(Config):
         """Check that each entry under `search` is null or `auto`, a list, or a range. Return `search` unchanged.
 
         Without this check, Pydantic raises an error that is hard to read.
+
+        Raises:
+            ValueError: An entry has another form. The message says which forms are allowed.
         """
         if not isinstance(search, dict):
             raise ValueError("give recipe keys and where their values come from, such as {optimizer.lr: auto}")
@@ -217,12 +220,12 @@ class SweepConfig(Config):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return the names of the scores that the sweep tries to improve."""
+        """Return the names of the scores that the sweep tries to improve, as a tuple even for one score."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Return for each metric if the sweep looks for its largest (`max`) or smallest value (`min`)."""
+        """Return `max` or `min` for each metric: whether the sweep looks for its largest or its smallest value."""
         if self.mode is None:
             return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.metrics)
         return (self.mode,) if isinstance(self.mode, str) else self.mode
@@ -261,8 +264,11 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
     Args:
         path: The sweep file.
-        overrides: `key=value` changes the sweep file, `change.KEY=value` the recipe.
+        overrides: Changes to the sweep file, each as `key=value`. `change.KEY=value` changes the recipe's key KEY.
         here: True if this machine runs the sweep. If False, variables (`${NAME}`) and relative paths stay unchanged.
+
+    Returns:
+        Keys of the sweep file, and the base recipe with the keys under `change` changed.
 
     Raises:
         ConfigError: A file is missing or wrong. The message names the file, the keys, and what is allowed.
@@ -280,7 +286,16 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), here: bool = Tru
 
 
 def _base_recipe(source: Path, path: str, here: bool) -> Recipe:
-    """Read the base recipe from the file `source`. Its errors also name the sweep file, `path`."""
+    """Read and return the base recipe of a sweep.
+
+    Args:
+        source: File of the base recipe.
+        path: The sweep file, which error messages also name.
+        here: True if this machine runs the sweep. If False, variables (`${NAME}`) and relative paths stay unchanged.
+
+    Raises:
+        ConfigError: The file is missing or wrong.
+    """
     try:
         if here:
             return load_as(Recipe, source, absolute=False)
@@ -294,7 +309,10 @@ def _unexpanded(tree: Tree, source: str) -> Tree:
 
 
 def _tree(change: JsonMapping, source: str) -> Tree:
-    """Convert the entries under `change`, whose keys have dots (`optimizer.lr`), to nested mappings."""
+    """Return the entries under `change`, whose keys have dots (`optimizer.lr`), as nested dicts.
+
+    Raise a `ConfigError` for an empty key. It names the sweep file, `source`.
+    """
     tree: Tree = {}
     for key, value in change.items():
         if not key:

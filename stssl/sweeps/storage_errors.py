@@ -29,7 +29,7 @@ STORAGE_ADVICE = {
 
 
 def without_password(url: str) -> str:
-    """Return the URL of a study's storage for messages, with `***` in place of the password."""
+    """Return the URL of a study's storage with `***` in place of the password, so that messages can show it."""
     head, at, tail = url.rpartition("@")
     hidden = f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
     return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)
@@ -41,7 +41,8 @@ def study_errors(url: str, opening: bool = False) -> Iterator[None]:
 
     Args:
         url: URL of the study's storage.
-        opening: True if the code in this context reads the study for the first time. More errors then mean damage.
+        opening: True if the code in this context reads the study for the first time. Errors such as a ValueError then
+            also count as damage of the study.
 
     Raises:
         RunError: The study cannot be read or written. The message says why, and what to do.
@@ -77,7 +78,7 @@ def _explained(url: str, error: BaseException, what: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the database's own error, which SQLAlchemy and Optuna have wrapped in their errors."""
+    """Return the original error of the database, which SQLAlchemy and Optuna have wrapped in the error `error`."""
     seen = error
     while (inner := getattr(seen, "orig", None) or seen.__cause__) is not None:
         seen = inner

@@ -44,7 +44,10 @@ DEATHS = 3
 
 
 def storage_of(url: str) -> "BaseStorage":
-    """Open the Optuna storage of `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
+    """Open the Optuna storage that a URL names, and return it.
+
+    Args:
+        url: `sqlite:///FILE`, `postgresql://...` or `journal:FILE`.
 
     Raises:
         ConfigError: The URL has none of these forms, or its driver is not installed.
@@ -76,12 +79,16 @@ def storage_of(url: str) -> "BaseStorage":
 
 
 def study_url(config: SweepConfig) -> str:
-    """Return the URL of the storage of a sweep's study: the key `study`, or an SQLite file in the sweep's folder."""
+    """Return the URL of a sweep study's storage: the sweep file's key `study`, or SQLite in the sweep's folder."""
     return config.study or f"sqlite:///{config.folder / STUDY_FILE}"
 
 
 def open_study(sweep: Sweep, space: Space) -> "Study":
-    """Create the sweep's study, or open the study that an earlier start created.
+    """Return the sweep's Optuna study: create it, or open the study that an earlier start created.
+
+    Args:
+        sweep: Sweep file and base recipe.
+        space: Search space. An existing study must have the same one.
 
     Raises:
         RunError: A study of the same name has another search space; the message names the difference. Or the study
@@ -97,7 +104,12 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
 
 
 def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
-    """Create the sweep's study in its storage, or open it if it exists. Then queue the points to try first.
+    """Create the sweep's study in its storage, or open it if it exists. Queue the points to try first. Return it.
+
+    Args:
+        sweep: Sweep file and base recipe.
+        space: Search space. An existing study must have the same one.
+        storage: Optuna storage that has the study or gets it.
 
     Raises:
         RunError: The existing study is damaged, or was made for another search or another sweep's folder.
@@ -131,7 +143,7 @@ def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
 
 
 def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
-    """Load the sweep's study from its storage. Return None if it does not exist yet.
+    """Load the sweep's study from its Optuna storage. Return None if the storage does not have it yet.
 
     Raises:
         RunError: The study is damaged. Or the study is missing, but runs of its trials exist.
@@ -155,7 +167,17 @@ def _existing(config: SweepConfig, storage: "BaseStorage") -> "Study | None":
 
 
 def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "runs") -> None:
-    """Raise a RunError if a study was made for another search than `ours`: search space, base recipe and metrics."""
+    """Check that a study was made for this search, so that a sweep does not continue another sweep's study.
+
+    Args:
+        ours: Search space, base recipe, metrics and modes of this sweep.
+        study: Existing study, which has recorded its own search in an attribute.
+        config: Keys of the sweep file.
+        runs: Value of the base recipe's key `launch.storage`, which may differ between the two.
+
+    Raises:
+        RunError: The study was made for another search. The message names the keys that differ.
+    """
     text, place = study.user_attrs.get(SPACE), without_password(study_url(config))
     theirs = _as_today(json.loads(text), runs) if text else None
     if theirs is None and study.get_trials(deepcopy=False):
@@ -169,9 +191,14 @@ def _same(ours: JsonObject, study: "Study", config: SweepConfig, runs: str = "ru
 
 
 def _as_today(identity: JsonObject, storage: str) -> JsonObject:
-    """Update a study's stored base recipe to this version of stssl: recipe keys that are new get their defaults.
+    """Update the base recipe that a study stored, so that it can be compared: new recipe keys get their defaults.
 
-    Return it with the search space. Return it unchanged if this version cannot read the recipe.
+    Args:
+        identity: Search space and base recipe, as the study stored them.
+        storage: Value for the recipe's key `launch.storage`, which studies do not store.
+
+    Returns:
+        A copy of `identity` with the updated recipe; `identity` itself if this version of stssl cannot read the recipe.
     """
     try:
         own = identity["recipe"]
@@ -184,9 +211,13 @@ def _as_today(identity: JsonObject, storage: str) -> JsonObject:
 
 
 def _one_folder(study: "Study", config: SweepConfig) -> None:
-    """Check that a study belongs to this sweep's folder: another folder lacks the runs of the study's trials.
+    """Check that a study belongs to this sweep's folder, because another folder lacks the runs of the study's trials.
 
     If the study has no folder yet, record this one in it.
+
+    Args:
+        study: Study in a storage that several sweeps may use.
+        config: Keys of the sweep file, which name the folder.
 
     Raises:
         RunError: The study belongs to another folder.
@@ -206,7 +237,7 @@ def _one_folder(study: "Study", config: SweepConfig) -> None:
 
 
 def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
-    """Return the Optuna sampler that a sweep file names.
+    """Return the Optuna sampler (method that chooses the values of trials) that a sweep file names.
 
     Its seed depends on `drawn`, the number of trials so far, because a resumed sweep must not choose the same values
     again.
@@ -227,7 +258,10 @@ def _sampler(config: SweepConfig, drawn: int) -> "BaseSampler":
 
 
 def _pruner(sweep: Sweep) -> "BasePruner":
-    """Return the Optuna pruner: the rule that stops trials early. It reads only the study, so it survives a restart."""
+    """Return the Optuna pruner: the rule of the sweep file that stops bad trials early.
+
+    The pruner decides from the study alone, so a resumed sweep decides in the same way.
+    """
     import optuna
 
     scheduler, steps = sweep.config.scheduler, sweep.recipe.schedule.steps
@@ -242,9 +276,14 @@ def _pruner(sweep: Sweep) -> "BasePruner":
 
 
 def _enqueue(study: "Study", config: SweepConfig, space: Space) -> None:
-    """Queue the trials that a study must train first: the points of the sweep file, and all combinations of a grid.
+    """Queue the trials that a study must train first: the points of the sweep file, and all points of a grid search.
 
     Leave out points that an earlier start queued.
+
+    Args:
+        study: Study that gets the trials.
+        config: Keys of the sweep file.
+        space: Search space.
     """
     points = [space.point(point, f"points[{i}]") for i, point in enumerate(config.points)]
     if config.sampler.name == "grid":
@@ -311,7 +350,10 @@ class Book:
         self.study.set_user_attr("hours", self.spent + (time.time() - self.started) / 3600)
 
     def next(self) -> "tuple[Trial, TrialValues] | None":
-        """Return the next trial to train and its values. Return None if all trials were given out."""
+        """Return the next trial to train, and its values of the searched keys. Return None if no trial is left.
+
+        Trials that were interrupted come first. The second item of the tuple is a dict from dotted recipe key to value.
+        """
         from optuna.trial import TrialState
 
         if self.interrupted:
@@ -328,9 +370,9 @@ class Book:
         return trial, values
 
     def again(self, trial: "Trial") -> bool:
-        """Queue a trial again, because its driver (the process that controls it) died, and return True.
+        """Hand out a trial again later, because its driver (the process that controls it) died, and return True.
 
-        If drivers of the trial died `DEATHS` times, do not queue it, and return False.
+        If drivers of this trial died `DEATHS` times, do not hand it out again, and return False.
         """
         deaths = int(trial.user_attrs.get("deaths", 0)) + 1
         trial.set_user_attr("deaths", deaths)
@@ -358,7 +400,7 @@ class Book:
         return bool(trial.should_prune())
 
     def complete(self, trial: "Trial", values: list[float]) -> None:
-        """Record that a trial was trained to its end, with its score for each metric."""
+        """Record that a trial was trained to its end. `values` has its score for each metric of the sweep."""
         self.study.tell(trial, values)
 
     def stop(self, trial: "Trial") -> None:
@@ -368,7 +410,7 @@ class Book:
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: "Trial", reason: str) -> None:
-        """Record that a trial failed, and the reason."""
+        """Record that a trial failed, and the text `reason`, which says why."""
         from optuna.trial import TrialState
 
         # Set the attribute before `tell`: Optuna refuses attributes of a trial that has ended.
@@ -377,10 +419,10 @@ class Book:
 
 
 def run_name(number: int) -> str:
-    """Return the name of the run folder of the trial with this number, such as `trial-0007`."""
+    """Return the name of a trial's run and of its folder, such as `trial-0007` for the trial with the number 7."""
     return f"trial-{number:04d}"
 
 
 def trial_place(sweep: Sweep, number: int) -> str:
-    """Return the path or URL of the folder with the run of the trial with this number."""
+    """Return the path or URL of the folder in which a trial's run lies. `number` is the number of the trial."""
     return below(sweep.place, TRIALS, run_name(number))

@@ -25,7 +25,7 @@ RUNS = (f"{TRIALS}/", "confirm/", "tune/")
 def is_own(name: str) -> bool:
     """Return True if a file in a sweep's folder belongs to the sweep's results, such as its report.
 
-    Files of runs, of Ray Tune, of locks and of the study do not.
+    Files of runs, of Ray Tune, of locks and of the study do not. `name` is the file's path, relative to the folder.
     """
     return not name.startswith((*RUNS, STUDY_FILE)) and name not in (LOCK_FILE, "lock")
 
@@ -47,7 +47,7 @@ class SweepPlace:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Return a context that locks a sweep in an object store: no other process can run it meanwhile.
+        """Return a context in which no other process can run a sweep that lies in an object store.
 
         The context fetches the sweep's files at its start, and sends them at its end. For a sweep on a disk, it does
         nothing.
@@ -112,7 +112,7 @@ class SweepPlace:
                 trials.remove(name)
 
     def has_runs(self) -> bool:
-        """Return True if the sweep's folder has runs of trials."""
+        """Return True if the sweep's folder, on a disk or in an object store, has runs of trials."""
         if self.mirror is not None:
             return any(name.startswith(f"{TRIALS}/") for name in self.mirror.remote.listed())
         runs = self.folder / TRIALS

@@ -39,9 +39,12 @@ class Outcome:
 
 
 def scored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a validation's metrics without entries that are None, but with `score`, if it can be computed.
+    """Return a copy of a validation's metrics with the entry `score`: the one that chooses a run's best checkpoint.
 
-    `score` is the metric by which a run chooses its best checkpoint.
+    Entries that are None are left out, because they could not be computed. `score` is missing if its metric is.
+
+    Args:
+        row: Metrics of one validation by name.
     """
     known = {name: value for name, value in row.items() if value is not None}
     headline = next((known[name] for name in HEADLINES.values() if name in known), None)
@@ -49,10 +52,14 @@ def scored(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def outcome(place: str | Path, metrics: tuple[str, ...]) -> Outcome | None:
-    """Read the scores of the best checkpoint of a trial's run from its folder, given by its path or URL.
+    """Read what a trial's run has reached: scores and step of its best checkpoint.
 
     Return None before the first validation, or if a metric has no value. For example, mAP has none if no patch has any
     class.
+
+    Args:
+        place: Path or URL of the run's folder.
+        metrics: Names of the sweep's metrics.
     """
     run = RunFolder(place)
     run.refresh()
@@ -86,7 +93,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 def trial(config: JsonObject) -> None:
-    """Train one trial on its own Ray workers, and report its validations to Tune. Tune calls this function.
+    """Train one trial on its own Ray workers, and report its validations to Ray Tune. Tune calls this function.
 
     Args:
         config: Mapping with the trial's `number`, and with its `recipe` as nested mappings.
@@ -106,7 +113,10 @@ def trial(config: JsonObject) -> None:
 
 
 def trial_config(config: JsonMapping) -> Recipe:
-    """Build a trial's recipe from the configuration that Ray Tune passes: `number`, and `recipe` as nested mappings."""
+    """Return a trial's recipe, built from the configuration that Ray Tune passes.
+
+    `config` has the trial's number in `number`, and the recipe as nested mappings in `recipe`.
+    """
     tree = config["recipe"]
     return validate(Recipe, tree if isinstance(tree, dict) else {}, f"trial {config['number']}")
 
@@ -143,12 +153,18 @@ def _write_reason(recipe: Recipe, reason: str) -> None:
 
 
 def forget_failure(place: str | Path) -> None:
-    """Remove the file that says why a run failed from the run's folder, because its trial is tried again."""
+    """Remove the file that says why a run failed, because the run's trial is tried again. Do nothing if there is none.
+
+    `place` is the path or URL of the run's folder.
+    """
     RunFolder(place).remove(REASON)
 
 
 def failure(place: str | Path) -> str | None:
-    """Read from a run's folder, given by its path or URL, why its trial failed. Return None if it did not fail."""
+    """Return the text that says why a trial failed, from its run's folder. Return None if it did not fail.
+
+    `place` is the path or URL of the folder.
+    """
     run = RunFolder(place)
     run.refresh()
     path = run.path / REASON
@@ -169,6 +185,9 @@ def trial_recipe(recipe: Recipe, name: str, storage: str) -> Recipe:
 
 
 def needs(launch: LaunchConfig) -> dict[str, float]:
-    """Return the Ray resources that all workers of a trial need together: the amount of each kind, such as CPUs."""
+    """Return the Ray resources that all workers of a trial need together: an amount for each kind, such as `CPU`.
+
+    `launch` is the section `launch` of the trial's recipe.
+    """
     bundles = worker_bundles(launch)
     return {kind: len(bundles) * amount for kind, amount in bundles[0].items()}

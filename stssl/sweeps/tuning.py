@@ -67,7 +67,10 @@ class StudySearcher(Searcher):
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[None]:
-        """Return a context that copies an error of the study's storage to `trouble`, and raises it again."""
+        """Return a context for code that uses the study. It stores an error of the study's storage in `self.trouble`.
+
+        The error is raised again as a `StsslError` with advice.
+        """
         try:
             with study_errors(study_url(self.book.sweep.config)):
                 yield
@@ -79,13 +82,18 @@ class StudySearcher(Searcher):
         """Return the configuration of the next trial to Ray Tune, which trains it under the name `trial_id`.
 
         The configuration has the trial's number in `number`, and its recipe as nested mappings in `recipe`. Return
-        None if Tune must ask again later, because other trials are running. Return `FINISHED` after all trials ended.
+        None if Tune must ask again later, because other trials are running. Return `FINISHED` if no trial is left, or
+        the time is over.
         """
         with self._study():
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> Any:
-        """Return what `suggest` returns. If the recipe of a trial is wrong, record a failure and try the next trial."""
+        """Return the configuration of the next trial, with its `number` and its `recipe` as nested mappings.
+
+        Return None if Tune must ask again later, and `FINISHED` if all trials ended or the time is over. If the recipe
+        of a trial is wrong, record that the trial failed, and try the next one. `trial_id` is Tune's name of the trial.
+        """
         if len(self.live) >= self.at_once:
             return None
         # Do not ask the study again if it has no more trials: Tune asks many times a second, and the study reads the
@@ -125,7 +133,14 @@ class StudySearcher(Searcher):
         """Ignore a result from Ray Tune, because the scheduler gets the same results and calls `decide`."""
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Record the first metric's score of a validation in the study. Return True if the trial must stop early."""
+        """Record a validation of a running trial in the study. Return True if the trial must stop early.
+
+        Do not record a score that is missing or not finite, and return False.
+
+        Args:
+            trial_id: Tune's name of the trial.
+            result: Metrics of the validation by name, and its training step. Only the first metric is recorded.
+        """
         trial, name = self.live.get(trial_id), self.book.sweep.config.metrics[0]
         value = result.get(name)
         # Do not record a score that is missing or not finite: the rule that stops trials could not compare it.
@@ -145,8 +160,8 @@ class StudySearcher(Searcher):
 
         Args:
             trial_id: Tune's name of the trial.
-            result: Last result of the trial.
-            error: True if the trial's driver failed.
+            result: Metrics of the trial's last validation; None if it had none.
+            error: True if the trial's driver process failed.
         """
         if trial_id in self.live:
             with self._study():
@@ -176,9 +191,12 @@ class StudySearcher(Searcher):
             self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command continues it")
 
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
-        """Record the end of a trial in the study by calling `write`, and show the user the text `words`.
+        """Record the end of a trial in the study, show it to the user, and delete checkpoints that are no longer needed.
 
-        Then delete checkpoints that the sweep no longer needs.
+        Args:
+            trial_id: Tune's name of the trial.
+            write: Called with the trial, to write its end into the study.
+            words: Text for the user on how the trial ended.
         """
         trial = self.live.pop(trial_id)
         # Set the attribute before `write`: Optuna refuses attributes of a trial that has ended.
@@ -221,8 +239,8 @@ class StudyScheduler(FIFOScheduler):
 
         Args:
             tune_controller: Tune's controller. It is not used.
-            trial: Tune's trial.
-            result: Metrics of the trial's newest validation.
+            trial: Tune's object of the trial.
+            result: Metrics of the trial's newest validation by name.
         """
         stop = self.searcher.decide(trial.trial_id, result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
@@ -233,7 +251,7 @@ class TuneSession(NamedTuple):
 
     Attributes:
         room: Number of trials that the cluster can train at the same time.
-        driver: Ray resources of a trial's driver: amount by kind.
+        driver: Ray resources that the driver of a trial (the process that controls it) needs: amount by kind.
         run_config: Options of the `Tuner` that starts the trials.
     """
 
@@ -245,6 +263,8 @@ class TuneSession(NamedTuple):
 @contextlib.contextmanager
 def tune_session(book: Book) -> Iterator[TuneSession]:
     """Return a context that connects to Ray for the trials of a sweep, and disconnects at its end.
+
+    The context's value describes the session. `book` manages the sweep's study and trials.
 
     Raises:
         RunError: Ray cannot be reached, or has too few resources for one trial.
@@ -281,9 +301,9 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
 
 
 def driver_needs(nodes: int) -> dict[str, float]:
-    """Return the Ray resources of a trial's driver, the process that only waits for the trial's workers.
+    """Return the Ray resources that a trial's driver (the process that only waits for the trial's workers) needs.
 
-    `nodes` is the number of machines of the cluster. The result is an amount for each kind of resource.
+    `nodes` is the number of machines of the cluster. The result has an amount for each kind of resource.
     """
     # On one machine, reserve no share of a CPU: otherwise, the last worker of another trial might find no whole CPU.
     return {HEAD: 0.001} if nodes == 1 else {"CPU": 0.01}
@@ -295,7 +315,7 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
     Args:
         launch: Section `launch` of the trials' recipe.
         available: Ray resources of the cluster: amount by kind.
-        driver: Ray resources of a trial's driver: amount by kind.
+        driver: Ray resources that a trial's driver process needs: amount by kind.
 
     Raises:
         RunError: The cluster has too few resources for one trial. The message names the resource.
@@ -314,7 +334,7 @@ def concurrency(launch: LaunchConfig, available: dict[str, float], driver: dict[
 
 
 def search_here(searcher: StudySearcher) -> None:
-    """Train all trials that a searcher hands out, one after another, in this process (`launch.workers: 0`)."""
+    """Train all trials that a searcher hands out, one after another, in this process instead of Ray."""
     number = 0
     while (config := searcher.suggest(str(number))) != FINISHED:
         _trial(searcher, str(number), config)
