@@ -17,14 +17,14 @@ CHUNK_NUMBERS = 1 << 22
 
 
 class FinishedRows:
-    """Record which blocks (groups of windows) are finished. Count the rows of windows above the first missing block."""
+    """Track which blocks (groups of windows) of a map are finished, to tell how many complete rows of windows exist."""
 
     def __init__(self, plan: BlockPlan, missing: list[int]) -> None:
         """Set which blocks are missing at the start of the prediction.
 
         Args:
-            plan: Blocks of the map.
-            missing: Numbers of the missing blocks.
+            plan: All blocks of the map.
+            missing: Numbers of the blocks that no earlier prediction has finished.
         """
         self.plan, self.missing = plan, set(missing)
 
@@ -34,20 +34,20 @@ class FinishedRows:
 
     @property
     def windows(self) -> int:
-        """Return how many rows of windows are finished, from the top down to the first missing block."""
+        """Return the number of finished rows of windows, counted from the map's top down to the first missing block."""
         blocks = min(self.missing) // self.plan.shape[1] if self.missing else self.plan.shape[0]
         return min(blocks * self.plan.rows, self.plan.grid.down.count)
 
 
 class MapAssembly:
-    """Write the pixels of a map as soon as all windows that touch them are finished."""
+    """Blend the predictions of windows to pixels. Write pixels as soon as all windows that touch them are finished."""
 
     def __init__(self, kept: KeptBlocks, bands: MapBands, target: MapFile, file: DatasetWriter) -> None:
-        """Store the source and the target of the map's pixels. Write nothing yet: `advance` writes them from the top.
+        """Store where the predictions come from and where the pixels go. `advance` will write the pixels.
 
         Args:
-            kept: Finished blocks on disk.
-            bands: Bands of the map.
+            kept: Reader of the finished blocks (groups of windows), which lie on disk.
+            bands: Description of the map's bands.
             target: Writer of the map.
             file: Open file of the map.
         """
@@ -58,7 +58,7 @@ class MapAssembly:
         """Write the next rows of the map's pixels, as far down as all windows that touch them are finished.
 
         Args:
-            ready: Number of finished rows of windows, from the top down.
+            ready: Number of finished rows of windows, counted from the map's top.
 
         Raises:
             RunError: The map cannot be written.
@@ -75,9 +75,9 @@ class MapAssembly:
             self.row = bottom
 
     def _chunks(self) -> Iterator[Ints]:
-        """Yield ranges of columns to blend at a time: one tile wide, or more if the map has few classes.
+        """Yield the numbers of the map's columns, [width] at a time: one tile wide, or more if the map has few classes.
 
-        A larger range would need too much memory.
+        Together these arrays have all columns. Blending more columns at a time would need too much memory.
         """
         axis, classes = self.kept.plan.grid.across, max(1, len(self.bands.names))
         width = max(1, CHUNK_NUMBERS // (TILE * TILE * classes)) * TILE
@@ -85,7 +85,13 @@ class MapAssembly:
             yield np.arange(left, min(left + width, axis.size), dtype=np.int64)
 
     def _write(self, rows: Ints, columns: Ints, down: range) -> None:
-        """Blend the predictions of windows to a rectangle of pixels, and write this rectangle into the map."""
+        """Blend the predictions of windows to a rectangle of pixels, and write this rectangle into the map.
+
+        Args:
+            rows: [h] numbers of the rectangle's rows.
+            columns: [w] numbers of its columns.
+            down: Numbers of the rows of windows that contain at least one of these pixels.
+        """
         grid = self.kept.plan.grid
         first, last = int(columns[0]), int(columns[-1]) + 1
         numbers = (down, grid.across.touching(first, last))

@@ -11,7 +11,7 @@ _SENTINEL = re.compile(r"B0?(\d{1,2})", re.IGNORECASE)
 def canonical(name: str) -> str:
     """Return a band's name in one spelling, so that names can be compared: `B04` for `B4`, `b04` and `B04`.
 
-    Names that are not of this form become lower case.
+    Names that are not `B` and a number, such as `NIR`, become lower case.
     """
     match = _SENTINEL.fullmatch(name.strip())
     return f"B{int(match[1]):02d}" if match else name.strip().casefold()
@@ -52,7 +52,7 @@ def matching_file(path: Path, wanted: Collection[str]) -> str | None:
 
 
 def stated_band(path: Path) -> str | None:
-    """Return the band of Sentinel-2 that a file's name contains, such as `B04` in `T32UMC_B04_10m.jp2`.
+    """Return the name of a Sentinel-2 band that a file's name contains, such as `B04` in `T32UMC_B04_10m.jp2`.
 
     Return None if the name contains none, or several.
 

@@ -26,11 +26,11 @@ def run_here(
 
     Args:
         predictor: Predictor with the scene and the students.
-        numbers: Numbers of the blocks.
+        numbers: Numbers of the blocks to predict.
         progress: Called after each batch of windows, with the number of windows in it.
 
     Yields:
-        Number and bytes (`BlockResult.packed`) of each finished block.
+        Number of each finished block, and its predictions as bytes (made by `BlockResult.packed`).
 
     Raises:
         DataError: A file cannot be read, or a student gives numbers that are not finite.
@@ -52,14 +52,14 @@ def run_on_ray(
 
     Args:
         predictor: Predictor with the scene and the students.
-        numbers: Numbers of the blocks.
+        numbers: Numbers of the blocks to predict.
         workers: Largest number of tasks at the same time; None takes all CPUs. Without an address, Ray starts on this
             machine with this number of CPUs.
         address: Address of a cluster; None starts Ray on this machine.
-        gpus: Share of a GPU for each task, such as 0.25.
+        gpus: Share of a GPU for each task, such as 0.25; 0 predicts on CPUs.
 
     Yields:
-        Number and bytes (`BlockResult.packed`) of each finished block.
+        Number of each finished block, and its predictions as bytes (made by `BlockResult.packed`).
 
     Raises:
         DataError: A file cannot be read, a node does not see it, or a student gives numbers that are not finite.
@@ -102,14 +102,14 @@ class ReadAhead:
         self._reader.close()
 
     def predict(self, number: int, following: int | None) -> bytes:
-        """Predict a block, and start to read the following one.
+        """Predict a block, and start to read the block that probably comes next.
 
         Args:
-            number: Number of the block.
+            number: Number of the block to predict.
             following: Number of the block that is probably asked for next; None for none.
 
         Returns:
-            Bytes of the block, as `BlockResult.packed` returns them.
+            Predictions of the block as bytes (made by `BlockResult.packed`).
 
         Raises:
             DataError: A file cannot be read, or a student gives numbers that are not finite.
@@ -129,10 +129,15 @@ _kept: dict[object, ReadAhead] = {}
 
 
 def _task(shared: list[Any], number: int, following: int | None, gpu: bool) -> tuple[int, bytes]:
-    """Predict one block in a Ray worker, and return its number and bytes.
+    """Predict one block in a Ray worker. Return its number, and its predictions as bytes.
 
-    The worker's process keeps the students and open files, so that it can use them for further blocks. `shared` has
-    one item: Ray's reference of the predictor.
+    The worker's process keeps the students and open files, so that it can use them for further blocks.
+
+    Args:
+        shared: List with one item: Ray's reference of the predictor.
+        number: Number of the block to predict.
+        following: Number of the block that this worker will probably get next; None for none.
+        gpu: True to predict on a GPU.
     """
     import ray
 

@@ -27,7 +27,10 @@ OnWindows = Callable[[int], None]
 
 @dataclass(frozen=True)
 class SceneBlock:
-    """Describe a block (rectangle of windows): its number, and the numbers of its windows down and across the scene."""
+    """Describe a block (rectangle of windows of a scene).
+
+    It has a number, and the numbers of its rows of windows (`down`) and of its columns of windows (`across`).
+    """
 
     number: int
     down: range
@@ -50,7 +53,7 @@ class BlockPlan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return how many blocks (rectangles of windows) the scene has down and across."""
+        """Return into how many rows and how many columns of blocks (rectangles of windows) the scene is divided."""
         return -(-self.grid.down.count // self.rows), -(-self.grid.across.count // self.columns)
 
     @property
@@ -59,7 +62,7 @@ class BlockPlan:
         return self.shape[0] * self.shape[1]
 
     def block(self, number: int) -> SceneBlock:
-        """Return the block with a number. Blocks are numbered from 0, row by row."""
+        """Return the description of the block with this number. Blocks are numbered from 0, row by row."""
         row, column = divmod(number, self.shape[1])
         down = range(row * self.rows, min((row + 1) * self.rows, self.grid.down.count))
         across = range(column * self.columns, min((column + 1) * self.columns, self.grid.across.count))
@@ -71,7 +74,10 @@ class BlockPlan:
         return len(block.down) * len(block.across)
 
     def cells(self, block: SceneBlock) -> tuple[range, range]:
-        """Return the rows and columns of a block's pixels: those in the cells (middle parts) of its windows."""
+        """Return the row numbers and the column numbers of the scene's pixels that belong to a block.
+
+        These are the pixels in the cells (middle parts) of the block's windows. Each pixel belongs to one block.
+        """
         return _cells(self.grid.down, block.down), _cells(self.grid.across, block.across)
 
 
@@ -84,7 +90,7 @@ def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
 
     Args:
         scene: The scene.
-        stride: Distance between windows, in pixels of the student's finest band.
+        stride: Distance between the first pixels of neighboring windows, in pixels of the student's finest band.
         window: Side of a window, in pixels of the student's finest band.
     """
     ratios = [round(layer.rows) for layer in scene.layers], [round(layer.columns) for layer in scene.layers]
@@ -100,12 +106,14 @@ def plan_blocks(scene: Scene, stride: int, window: int) -> BlockPlan:
 
 
 def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowAxis:
-    """Lay windows along one axis of a scene, so that they begin where pixels of coarser layers begin, if possible.
+    """Lay windows along one axis of a scene, and return them.
+
+    If possible, they begin where pixels of coarser layers (bands of larger pixels) begin.
 
     Args:
         size: Length of the scene in pixels.
         window: Length of a window in pixels.
-        stride: Distance between windows in pixels.
+        stride: Distance between the first pixels of neighboring windows.
         ratios: Size of a pixel of each layer, in pixels of the scene, the smallest first.
     """
     margin = (window - stride) // 2
@@ -118,12 +126,13 @@ def _axis(size: int, window: int, stride: int, ratios: Sequence[int]) -> WindowA
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Describe the predictions for the windows of a block.
+    """Describe the predictions for the windows of a block: `rows` times `columns` windows.
 
     Attributes:
         values: [rows, columns, C] probabilities of C classes for each window; 0 for windows that are not valid.
         valid: [rows, columns] False for windows in which a band has no measured pixel.
-        measured: [height, width] True for pixels in the cells (middle parts) of the windows that all bands measured.
+        measured: [height, width] True for pixels that are measured in all bands. The pixels are those in the cells
+            (middle parts) of the windows.
     """
 
     values: Floats
@@ -140,7 +149,7 @@ class BlockResult:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "BlockResult":
-        """Return the predictions of a block from bytes that `packed` returned."""
+        """Return the predictions of a block, read from the bytes `data` that `packed` made."""
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             height, width = (int(size) for size in found["shape"])
             measured = np.unpackbits(found["measured"], count=height * width).astype(np.bool_).reshape(height, width)
@@ -149,9 +158,10 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class BlockInput:
-    """Describe what a scene's files have for a block: a region of each layer (bands of one pixel size).
+    """Hold the pixel values of a block, as they are read from a scene's files: a rectangle of each layer.
 
-    Each item of `regions` is a region, and its first row and first column in the layer.
+    A layer has the bands of one pixel size. Each item of `regions` has the values of a layer, and the row and the
+    column of the layer at which they begin.
     """
 
     block: SceneBlock
@@ -169,9 +179,9 @@ class BlockPredictor:
         Args:
             scene: The scene.
             plan: Blocks of the scene.
-            ensemble: Students.
+            ensemble: Students, whose probabilities are averaged.
             batch: Number of windows that the students see at a time.
-            models: Name of each student for error messages.
+            models: Name of each student for error messages; empty for `model 1`, `model 2`, ...
         """
         self.scene, self.plan, self.ensemble, self.batch = scene, plan, ensemble, batch
         self.models = tuple(models) or tuple(f"model {number}" for number in range(1, len(ensemble.students) + 1))
@@ -184,10 +194,10 @@ class BlockPredictor:
         return self
 
     def read(self, reader: LayerReader, number: int) -> BlockInput:
-        """Read the values of a block from the scene's files, and return them.
+        """Read the pixel values of a block from the scene's files, and return them.
 
         Args:
-            reader: Reader of layers that only the calling thread uses.
+            reader: Reader that only the calling thread uses.
             number: Number of the block.
 
         Raises:
@@ -206,7 +216,10 @@ class BlockPredictor:
         return BlockInput(block, tuple(regions))
 
     def _starts(self, layer: Layer, block: SceneBlock) -> tuple[list[int], list[int]]:
-        """Return the rows and the columns of a layer at which the windows of a block begin."""
+        """Return the first row of each row of a block's windows, and the first column of each column of its windows.
+
+        Both are counted in pixels of the layer `layer` (bands of one pixel size), and may be negative.
+        """
         grid = self.plan.grid
         tops = [layer.own_row(grid.down.start(number)) for number in block.down]
         return tops, [layer.own_column(grid.across.start(number)) for number in block.across]
@@ -218,11 +231,14 @@ class BlockPredictor:
 
     @torch.inference_mode()
     def predict(self, given: BlockInput, progress: OnWindows | None = None) -> BlockResult:
-        """Return the class probabilities of a block's windows, and which windows and pixels are measured.
+        """Predict the class probabilities of a block's windows, and say which windows and pixels are measured.
 
         Args:
-            given: Values of the block, as `read` returns them.
+            given: Pixel values of the block, as `read` returns them.
             progress: Called after each batch of windows, with the number of windows in it.
+
+        Returns:
+            Predictions of the block. Windows in which a band has no measured pixel have the probabilities 0.
 
         Raises:
             DataError: A student gives numbers that are not finite.
@@ -247,7 +263,13 @@ class BlockPredictor:
         return BlockResult(values.reshape(*shape, classes), valid, self._measured(given))
 
     def _broken(self, block: SceneBlock, windows: Mapping[int, Tensor], numbers: NDArray[np.intp]) -> str:
-        """Return the error message about numbers that are not finite: which model gives them, and for which window."""
+        """Return the error message about predictions that are not finite. It names the model and the window.
+
+        Args:
+            block: Block with the windows.
+            windows: Pixel values of a batch of windows, by the number of the layer.
+            numbers: Number of each window of the batch in the block.
+        """
         student, window = self.ensemble.broken(windows) or (0, 0)
         row, column = divmod(int(numbers[window]), len(block.across))
         top, left = self.plan.grid.down.start(block.down[row]), self.plan.grid.across.start(block.across[column])
@@ -258,10 +280,15 @@ class BlockPredictor:
         )
 
     def _windows(self, layer: Layer, given: BlockInput, place: int, numbers: NDArray[np.intp]) -> Floats:
-        """Return n windows of a block as values of one layer, [n, bands, height, width].
+        """Return the pixel values of n windows in one layer, [n, bands, height, width].
 
-        Pixels that are not measured get the mean of their band in the window. `place` is the position of the layer in
-        the scene, and `numbers` are the numbers of the windows in the block.
+        Pixels that are not measured get the mean of their band in the window.
+
+        Args:
+            layer: The layer (bands of one pixel size).
+            given: Pixel values of the block.
+            place: Position of the layer among the scene's layers.
+            numbers: [n] numbers of the windows in the block, counted row by row.
         """
         (region, top, left), (height, width) = given.regions[place], self._size(layer)
         tops, lefts = self._starts(layer, given.block)
@@ -275,7 +302,10 @@ class BlockPredictor:
         return out
 
     def _valid(self, given: BlockInput) -> NDArray[np.bool_]:
-        """Return for each window of a block, [rows, columns], whether it has a measured pixel in each band."""
+        """Return for each window of a block whether every band has a measured pixel in it, as booleans [rows, columns].
+
+        `given` has the pixel values of the block.
+        """
         valid = np.ones((len(given.block.down), len(given.block.across)), np.bool_)
         for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
             if region.measured is None:
@@ -289,7 +319,10 @@ class BlockPredictor:
         return valid
 
     def _measured(self, given: BlockInput) -> NDArray[np.bool_]:
-        """Return for each pixel of a block's cells, [height, width], whether it is measured in all bands."""
+        """Return for each pixel of a block whether it is measured in all bands, as booleans [height, width].
+
+        The pixels are those in the cells (middle parts) of the block's windows. `given` has the block's pixel values.
+        """
         rows, columns = self.plan.cells(given.block)
         found = np.ones((len(rows), len(columns)), np.bool_)
         for layer, (region, top, left) in zip(self.scene.layers, given.regions, strict=True):
@@ -308,9 +341,11 @@ def _area(row: int, column: int, height: int, width: int) -> tuple[slice, slice]
 
 
 def _fill(window: Floats, measured: NDArray[np.bool_]) -> None:
-    """Set pixels of a window that are not measured to their band's mean, because it is a neutral value for a network.
+    """Set the pixels of a window that are not measured to the mean of their band, a neutral value for a network.
 
-    Only measured pixels count for the mean.
+    Args:
+        window: [bands, height, width] values; changed in place.
+        measured: [bands, height, width] True where the value is measured. Only these count for the mean.
     """
     if measured.all():
         return

@@ -11,14 +11,14 @@ from stssl.students.student import Student
 
 
 class Ensemble(nn.Module):
-    """Compute class probabilities of windows: the mean of the students' probabilities."""
+    """Compute class probabilities of windows (parts of a scene): the mean of several students' probabilities."""
 
     def __init__(self, students: Sequence[Student], layers: Sequence[Layer]) -> None:
-        """Store the students, and find the bands that each needs in the layers of a scene (bands of one pixel size).
+        """Store the students, and find the bands that each student needs in the layers of a scene.
 
         Args:
             students: Students with equal classes.
-            layers: Layers of the scene. Together they have all bands.
+            layers: Layers of the scene, each with the bands of one pixel size. Together they have all bands.
         """
         super().__init__()
         self.students = nn.ModuleList(students)
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         """Return the students' mean probabilities [n, C] of C classes for n windows.
 
         Args:
-            windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
+            windows: Pixel values [n, bands, height, width] of the windows in each layer, by the layer's number.
         """
         found = [self._probabilities(number, windows) for number in range(len(self.plans))]
         return torch.stack(found).mean(0) if len(found) > 1 else found[0]
@@ -41,10 +41,10 @@ class Ensemble(nn.Module):
         """Find a student that gives probabilities that are not finite, so that an error message can name it.
 
         Args:
-            windows: Stored values [n, bands, height, width] of each layer, by the layer's number.
+            windows: Pixel values [n, bands, height, width] of the windows in each layer, by the layer's number.
 
         Returns:
-            Numbers of the student and of the window, both from 0; None if all probabilities are finite.
+            Number of the student and of its first such window, both from 0; None if all probabilities are finite.
         """
         for number in range(len(self.plans)):
             bad = (~self._probabilities(number, windows).isfinite()).any(1)
@@ -53,7 +53,12 @@ class Ensemble(nn.Module):
         return None
 
     def _probabilities(self, number: int, windows: Mapping[int, Tensor]) -> Tensor:
-        """Return the probabilities [n, C] that one student predicts for n windows."""
+        """Return the probabilities [n, C] of C classes that one student predicts for n windows.
+
+        Args:
+            number: Position of the student, from 0.
+            windows: Pixel values [n, bands, height, width] of the windows in each layer, by the layer's number.
+        """
         student = self.students[number]
         assert isinstance(student, Student)
         images = self.plans[number].images(windows, student.description.image.side)
@@ -61,7 +66,7 @@ class Ensemble(nn.Module):
 
 
 class _BandPlan:
-    """Say where a scene has the bands of one student: the layer of each band, and its position in that layer."""
+    """Say where a scene has the bands of one student: the layer of each band, and the band's position in that layer."""
 
     def __init__(self, places: Sequence[tuple[int, int]]) -> None:
         self.chosen: dict[int, list[int]] = {}
@@ -71,7 +76,12 @@ class _BandPlan:
         self.order = [sorted_places.index(place) for place in places]
 
     def images(self, windows: Mapping[int, Tensor], side: int) -> Tensor:
-        """Collect the student's bands of n windows from all layers. Return them resampled as [n, bands, side, side]."""
+        """Collect the bands that a student needs of n windows, and return them as images [n, bands, side, side].
+
+        Args:
+            windows: Pixel values [n, bands, height, width] of the windows in each layer, by the layer's number.
+            side: Width and height to which the bands are resampled.
+        """
         parts = []
         for layer, own in self.chosen.items():
             values = windows[layer]

@@ -46,7 +46,7 @@ class KeptBlocks:
         """Make the folder ready for the blocks of a prediction. If it has blocks of another prediction, remove them.
 
         Args:
-            identity: Hash of all that decides the values of the map.
+            identity: Hash of all that decides the predictions.
             about: Entries to write into `plan.json` beside the hash, such as the date at which the prediction began.
 
         Returns:
@@ -63,10 +63,12 @@ class KeptBlocks:
         return about
 
     def begun(self, identity: str) -> JsonObject | None:
-        """Return the entries in `plan.json` (`about` of `prepare`); None if no prediction with this hash has begun.
+        """Return the entries that an earlier, unfinished prediction with this hash wrote into `plan.json`.
+
+        Return None if there was no such prediction.
 
         Args:
-            identity: Hash of all that decides the values of the map.
+            identity: Hash of all that decides the predictions.
         """
         try:
             kept = json.loads((self.folder / PLAN).read_text())
@@ -78,7 +80,11 @@ class KeptBlocks:
         return found
 
     def _empty(self) -> None:
-        """Create the folder of the blocks, or remove all files of another prediction from it."""
+        """Create the folder of the blocks. If it exists, remove all files from it.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -87,15 +93,15 @@ class KeptBlocks:
             raise RunError(cannot_write(self.folder, error)) from None
 
     def path(self, number: int) -> Path:
-        """Return the path of the file of the block with this number."""
+        """Return the path of the file that has, or will have, the block with this number."""
         return self.folder / f"block_{number:06d}.bin"
 
     def write(self, number: int, data: bytes) -> None:
-        """Write a finished block to disk.
+        """Write the predictions of a finished block to disk.
 
         Args:
             number: Number of the block.
-            data: The block as bytes, as `BlockResult.packed` returns it.
+            data: Predictions of the block as bytes (made by `BlockResult.packed`).
 
         Raises:
             RunError: The disk is full, or cannot be written.
@@ -103,7 +109,10 @@ class KeptBlocks:
         write_whole(self.path(number), hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
 
     def _read(self, number: int) -> bytes | None:
-        """Return the bytes of a finished block, without checksum. Return None if its file is missing or damaged."""
+        """Return the predictions of a finished block as bytes, without checksum.
+
+        Return None if the file of the block `number` is missing or damaged.
+        """
         try:
             data = self.path(number).read_bytes()
         except OSError:
@@ -138,11 +147,15 @@ class KeptBlocks:
         """Collect the predictions of a rectangle of windows from the finished blocks.
 
         Args:
-            down: Numbers of m windows down.
-            across: Numbers of n windows across.
+            down: Numbers of m rows of windows.
+            across: Numbers of n columns of windows.
 
         Returns:
-            [m, n, C] probabilities, and [m, n] False for windows in which a band has no measured pixel.
+            [m, n, C] probabilities of C classes, and [m, n] booleans: False for windows in which a band has no measured
+            pixel. Their probabilities are 0.
+
+        Raises:
+            RunError: The file of a block was deleted or damaged after it was written.
         """
         rows = range(down.start // self.plan.rows, (down.stop - 1) // self.plan.rows + 1)
         columns = range(across.start // self.plan.columns, (across.stop - 1) // self.plan.columns + 1)
@@ -154,11 +167,17 @@ class KeptBlocks:
         return values[area], valid[area]
 
     def measured(self, rows: range, columns: range) -> NDArray[np.bool_]:
-        """Return for each pixel of a rectangle of the scene, [height, width], whether all bands measured it.
+        """Return for each pixel of a rectangle of the scene whether it is measured in all bands.
 
         Args:
-            rows: Rows of the scene.
-            columns: Columns of the scene.
+            rows: Row numbers of the rectangle.
+            columns: Column numbers of the rectangle.
+
+        Returns:
+            [height, width] booleans.
+
+        Raises:
+            RunError: The file of a block was deleted or damaged after it was written.
         """
         height, width = (
             self.plan.rows * self.plan.grid.down.stride,
@@ -173,7 +192,10 @@ class KeptBlocks:
         return out
 
     def clean(self) -> None:
-        """Remove the unfinished GeoTIFFs of the map after an error. Remove the folder if it has no finished block."""
+        """Remove the map's temporary GeoTIFFs after an error, but keep the finished blocks.
+
+        If there are no finished blocks, remove the whole folder.
+        """
         if not any(self.folder.glob("block_*.bin")):
             self.remove()
         with contextlib.suppress(OSError):  # ignore a read-only disk: the user sees the first error
@@ -181,14 +203,14 @@ class KeptBlocks:
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the folder with all blocks."""
+        """Remove the folder with all saved blocks of the map."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _shared(wanted: range, start: int, size: int) -> tuple[slice, slice]:
-    """Intersect the range `wanted` with the range start..start+size-1.
+    """Find the numbers that the range `wanted` and the range start..start+size-1 have in common.
 
-    Return the common part as a slice of each range.
+    Return them as two slices: their positions in the first range, and their positions in the second.
     """
     first, last = max(wanted.start, start), min(wanted.stop, start + size)
     return slice(first - wanted.start, last - wanted.start), slice(first - start, last - start)
@@ -196,7 +218,7 @@ def _shared(wanted: range, start: int, size: int) -> tuple[slice, slice]:
 
 @contextlib.contextmanager
 def sole_prediction(out: Path) -> Iterator[None]:
-    """Return a context in which no other process predicts the same map. If this process dies, the lock is freed.
+    """Return a context in which no other process predicts the map `out`. If this process dies, the lock is freed.
 
     Raises:
         RunError: Another prediction writes the same map, or the lock file cannot be written.

@@ -89,17 +89,23 @@ class Layer:
     pieces: tuple[Piece, ...]
 
     def own_row(self, row: float) -> int:
-        """Return the row of this layer that begins nearest to a row of the scene (in its finest pixels)."""
+        """Return the number of this layer's row that begins nearest to a row of the scene.
+
+        The scene has the finest pixels.
+        """
         return round((row - self.row) / self.rows)
 
     def own_column(self, column: float) -> int:
-        """Return the column of this layer that begins nearest to a column of the scene (in its finest pixels)."""
+        """Return the number of this layer's column that begins nearest to a column of the scene.
+
+        The scene has the finest pixels.
+        """
         return round((column - self.column) / self.columns)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Describe the values of a rectangle of a layer.
+    """Hold the pixel values of a rectangle of a layer (bands of one pixel size).
 
     Attributes:
         values: [bands, height, width] values; 0 where nothing is measured.
@@ -113,15 +119,18 @@ class Region:
 def reflected(first: int, last: int, size: int) -> Ints:
     """Return for each of the positions first..last-1 the position inside 0..size-1 that it is reflected to.
 
-    The mirror is the outer border of the edge pixel, so this pixel comes twice. Layers of all pixel sizes end at this
-    border, so their reflections fit together.
+    Positions inside stay unchanged. The mirror is the outer border of the edge pixel, so this pixel comes twice. Layers
+    of all pixel sizes end at this border, so their reflections fit together.
     """
     places = np.arange(first, last, dtype=np.int64) % (2 * size)
     return np.where(places < size, places, 2 * size - 1 - places)
 
 
 class LayerReader:
-    """Read regions of layers, and keep their files open. Use it in one thread only, and close it at the end."""
+    """Read rectangles of layers from their files, and keep the files open.
+
+    Use a reader in one thread only, and close it at the end.
+    """
 
     def __init__(self) -> None:
         """Create a reader without open files."""
@@ -155,7 +164,15 @@ class LayerReader:
         return Region(inner.values[chosen], measured)
 
     def _inner(self, layer: Layer, top: int, left: int, bottom: int, right: int) -> Region:
-        """Return the values of a rectangle inside a layer, from all files that have a part of it."""
+        """Return the values of a rectangle that lies inside a layer, from all files that have a part of it.
+
+        Args:
+            layer: The layer.
+            top: First row of the rectangle in the layer.
+            left: First column of the rectangle.
+            bottom: Row after its last row.
+            right: Column after its last column.
+        """
         whole = self._whole(layer, FileWindow(left, top, right - left, bottom - top))
         if whole is not None:
             return Region(whole, None)
@@ -171,9 +188,10 @@ class LayerReader:
         return Region(values, None if measured.all() else measured)
 
     def _whole(self, layer: Layer, window: FileWindow) -> AnyArray | None:
-        """Read a window of a layer from its only file, if the numbers can be used as they are stored.
+        """Read a window of a layer from its only file, and return the values [bands, height, width] as they are stored.
 
-        Return None if the layer has several files or masks, or if its numbers must be converted or bands sorted.
+        Return None if the layer has several files, if pixels may be not measured, if numbers must be converted, or if
+        the file has the bands in another sequence.
         """
         piece = layer.pieces[0]
         plain = all(not one.masked and one.numbers.nodata is None and one.numbers.plain for one in piece.sources)
@@ -184,9 +202,15 @@ class LayerReader:
         return values
 
     def _fill(self, piece: Piece, window: FileWindow, values: AnyArray, measured: NDArray[np.bool_]) -> None:
-        """Read a window of a file, and write its measured pixels into `values` and `measured`.
+        """Read a rectangle of a file, and write its measured pixels into the arrays `values` and `measured`.
 
         Leave pixels unchanged that an earlier file has measured.
+
+        Args:
+            piece: The file.
+            window: Rectangle in the file.
+            values: [bands, height, width] values of the rectangle; changed in place.
+            measured: [bands, height, width] True where a file has measured the value; changed in place.
         """
         with explained_raster(piece.path), rasterio.Env(**SETTINGS):
             file = self._file(piece)

@@ -19,8 +19,8 @@ PRESENT = 0.5
 class MapBands:
     """Describe the bands of a map.
 
-    The last band is the confidence. The bands before it are one band of class indexes (if each place has one class, and
-    no probabilities are asked for), or one band for each class.
+    The last band is the confidence. A map of probabilities has one band for each class before it. A map of classes has
+    one band of class indexes before it or, if a place may have several classes, a band of 0 and 1 for each class.
 
     Attributes:
         names: Descriptions of the bands.
@@ -46,10 +46,10 @@ class MapBands:
         return int(self.nodata) - 1
 
     def encoded(self, values: Floats, there: NDArray[np.bool_]) -> AnyArray:
-        """Convert the probabilities of a rectangle to the values [bands, h, w] that the map stores, and return them.
+        """Return the probabilities of a rectangle of pixels as the values [bands, h, w] that the map stores.
 
         Args:
-            values: [h, w, C] probabilities.
+            values: [h, w, C] probabilities of C classes.
             there: [h, w] False for pixels that get the nodata value.
         """
         planes = np.moveaxis(values, -1, 0)
@@ -64,7 +64,7 @@ class MapBands:
         return out
 
     def _stored(self, values: Floats) -> AnyArray:
-        """Convert probabilities 0..1 to the stored values of the map's type."""
+        """Return probabilities 0..1 as the map stores them: unchanged as floats, or as integers from 0 to `most`."""
         if self.dtype == "float32":
             return values.astype(np.float32)
         return np.rint(np.clip(values, 0, 1) * self.most).astype(self.dtype)
@@ -75,7 +75,7 @@ def map_bands(needs: SceneNeeds, probabilities: Probabilities | None) -> MapBand
 
     Args:
         needs: Classes of the students, their colors, and whether a place may have several classes.
-        probabilities: Type of probabilities to write; None writes classes.
+        probabilities: Type of the probabilities to write, `uint8` or `float32`; None writes classes.
     """
     count = len(needs.classes)
     bands = ("class",) if probabilities is None and not needs.multilabel else needs.classes

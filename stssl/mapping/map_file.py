@@ -40,7 +40,7 @@ class MapFile:
         Args:
             folder: Folder of the temporary files, on the same disk as the map.
             out: Path of the map.
-            bands: Bands of the map.
+            bands: Description of the map's bands.
         """
         self.plain, self.finished, self.out, self.bands = folder / "plain.tif", folder / "cog.tif", out, bands
         self._digests: dict[tuple[int, int], bytes] = {}
@@ -124,7 +124,7 @@ class MapFile:
         put_whole(self.finished, self.out)
 
     def _check(self) -> None:
-        """Compare the COG with what was written, because GDAL does not report all failures of a full disk.
+        """Compare the pixels of the COG with those that were written. GDAL does not report all failures of a full disk.
 
         Raises:
             RunError: They differ.
@@ -138,7 +138,10 @@ class MapFile:
                     )
 
     def _require_room(self, size: int) -> None:
-        """Raise a `RunError` if fewer than `size` bytes are free. GDAL would write its own lines to the terminal."""
+        """Raise a `RunError` if fewer than `size` bytes are free on the map's disk.
+
+        Without this check, GDAL would find the disk full, and write its own lines to the terminal.
+        """
         if _room(self.out) < size:
             raise RunError(cannot_write(self.out, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size))
 
@@ -192,7 +195,7 @@ def request_of(path: Path) -> str | None:
 
 
 def _room(path: Path) -> int:
-    """Return the number of free bytes on the disk where a file lies."""
+    """Return the number of free bytes on the disk where the file `path` lies or will lie."""
     about = os.statvfs(path.parent)
     return about.f_bavail * about.f_frsize
 
@@ -204,10 +207,15 @@ def _digest(values: AnyArray) -> bytes:
 
 
 def _read(file: DatasetReader, row: int, column: int, all_of: Mapping[tuple[int, int], bytes]) -> AnyArray:
-    """Read the pixels of one rectangle of a map.
+    """Read the pixels of one rectangle of a map, and return them as [bands, h, w].
 
-    The rectangle begins at pixel `row`, `column`. It ends where the next rectangle begins, or at the map's edge.
-    The keys of `all_of` are the first row and column of every rectangle.
+    The rectangle ends where the next rectangle begins, or at the map's edge.
+
+    Args:
+        file: Open file of the map.
+        row: First row of the rectangle.
+        column: First column of the rectangle.
+        all_of: Dict whose keys are the first row and column of every rectangle of the map.
     """
     bottom = min([other for other, _ in all_of if other > row], default=file.height)
     right = min([other for _, other in all_of if other > column], default=file.width)
@@ -216,10 +224,10 @@ def _read(file: DatasetReader, row: int, column: int, all_of: Mapping[tuple[int,
 
 
 def _without_alpha(path: Path) -> None:
-    """Change a tag of a COG with a color table, so that it does not call the second band, the confidence, transparency.
+    """Change the tag `ExtraSamples` of a map with a color table, so that the confidence does not count as transparency.
 
     GDAL calls the second of two bands transparency if the first has a color table. Programs would then draw unsure
-    pixels as transparent. The tag `ExtraSamples` has one number: 2 means transparency, 0 means any other band.
+    pixels as transparent. The tag has one number: 2 means transparency, 0 means any other band.
     """
     with path.open("r+b") as file:
         for position, order in _entries(file.fileno(), _EXTRA_SAMPLES):
@@ -238,9 +246,14 @@ def _is_big(handle: int) -> bool:
 
 
 def _entries(handle: int, tag: int) -> Iterator[tuple[int, str]]:
-    """Find a tag in each directory of an open TIFF (`handle` is its file descriptor).
+    """Find a tag in each directory of an open TIFF, which has one directory for each of its images.
 
-    Yield the position in the file of the tag's field type, and the file's byte order: `<` or `>`.
+    Args:
+        handle: File descriptor of the TIFF.
+        tag: Number of the tag.
+
+    Yields:
+        Position in the file of the tag's field type, and the file's byte order: `<` or `>`.
     """
     order = "<" if os.pread(handle, 2, 0) == b"II" else ">"
     big = _is_big(handle)

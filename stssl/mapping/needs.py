@@ -9,7 +9,7 @@ from stssl.students.description import BandDescription, ModelDescription
 
 @dataclass(frozen=True)
 class SceneNeeds:
-    """Describe what students require of a scene, and the classes that they predict.
+    """Describe what one or several students require of a scene, and the classes that they predict.
 
     Attributes:
         bands: Descriptions of the required bands, by name.
@@ -43,11 +43,11 @@ def common_needs(students: Sequence[ModelDescription], pixel_size: float | None)
 
     Args:
         students: Descriptions of the students.
-        pixel_size: Pixel size in meters of the images that the students were trained on. Give it only if the
-            descriptions do not say it.
+        pixel_size: Pixel size in meters of the images that the students were trained on. It must be None if the
+            descriptions say it.
 
     Raises:
-        ConfigError: The students do not fit together, need metadata, or do not say their pixel size.
+        ConfigError: The students do not fit together or need metadata, or their pixel size is not given exactly once.
     """
     first = students[0]
     bands: dict[str, BandDescription] = {}
@@ -77,6 +77,10 @@ def common_needs(students: Sequence[ModelDescription], pixel_size: float | None)
 
 def _window(student: ModelDescription, pixel_size: float | None) -> tuple[float, int]:
     """Return the pixel size of a student's finest band in meters, and the side of its windows in such pixels.
+
+    Args:
+        student: Description of the student.
+        pixel_size: Pixel size in meters that the user gave; None if none was given.
 
     Raises:
         ConfigError: The description says the pixel size although `pixel_size` is given, or neither says it.

@@ -55,8 +55,9 @@ def open_scene(
     Args:
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
         needs: Requirements of the students.
-        bands: Names of the bands of each file, or of the files of one band each; empty to read them from the files.
-        resample: True to accept another pixel size.
+        bands: Names of the bands: for each band of every file or, if all files have one band, for each file. Empty to
+            read the names from the files.
+        resample: True to accept a scene with another pixel size than the student's.
 
     Raises:
         ConfigError: The pixel size differs from the student's, or `bands` does not fit the files.
@@ -79,12 +80,12 @@ def open_scene(
 
 
 def _missing(missing: Sequence[str], files: Sequence[Path], given: Sequence[str]) -> str:
-    """Return the error message about missing bands: which ones the files lack, which ones they have, and what to do.
+    """Return the error message about missing bands: which bands the scene lacks, which ones it has, and what to do.
 
     Args:
-        missing: Bands that the scene lacks.
+        missing: Names of the bands that the scene lacks.
         files: Files of the scene.
-        given: Names of bands that the user gave.
+        given: Names of bands that the user gave; empty if none.
     """
     if given:
         return (
@@ -102,7 +103,14 @@ def _missing(missing: Sequence[str], files: Sequence[Path], given: Sequence[str]
 
 
 def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
-    """Yield the files of a Sentinel-2 product that have a band that the students need, each with its band.
+    """Find the files of a Sentinel-2 product that have a band that the students need.
+
+    Args:
+        product: The product.
+        needs: Requirements of the students.
+
+    Yields:
+        Each file together with its band, and how to read it.
 
     Raises:
         DataError: The product does not have a band, or a file has values of another type.
@@ -122,9 +130,15 @@ def _of_product(product: SafeProduct, needs: SceneNeeds) -> Iterator[Chosen]:
 
 
 def _of_files(rasters: Sequence[Raster], needs: SceneNeeds, bands: Sequence[str]) -> Iterator[Chosen]:
-    """Yield each file together with those of its bands that the students need.
+    """Find the bands that the students need in the files of a scene.
 
-    `bands` has names that the user gave. If it is empty, the names come from the files.
+    Args:
+        rasters: Descriptions of the files.
+        needs: Requirements of the students.
+        bands: Names of bands that the user gave. If there are none, the names come from the files.
+
+    Yields:
+        Each file together with those of its bands that the students need; without bands if it has none of them.
 
     Raises:
         ConfigError: The names that the user gave do not fit a file.
@@ -164,9 +178,9 @@ def _require_same_names(raster: Raster, given: Sequence[str], *, single: bool) -
     """Refuse band names of the user that contradict the names in a file, because bands could be mixed up unnoticed.
 
     Args:
-        raster: The file.
+        raster: Description of the file.
         given: Names that the user gave to its bands.
-        single: True if all files have one band. If so, the name of a file may contain the name of its band.
+        single: True if all files of the scene have one band. If so, a band's name may also come from the file's name.
 
     Raises:
         ConfigError: The file gives a band another name.
@@ -186,7 +200,10 @@ def _require_same_names(raster: Raster, given: Sequence[str], *, single: bool) -
 def _require_type(raster: Raster, place: int, needs: SceneNeeds) -> None:
     """Raise a DataError if a band's stored values have another type than those that the student was trained on.
 
-    `place` is the position of the band in the file, from 0.
+    Args:
+        raster: Description of the file.
+        place: Position of the band in the file, from 0.
+        needs: Requirements of the students.
     """
     dtype = raster.bands[place].dtype
     if dtype != needs.dtype:

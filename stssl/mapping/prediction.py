@@ -43,13 +43,13 @@ class MapOptions:
         stride: Distance between windows, in pixels of the student's finest band; None takes half a window.
         bands: Names of the bands of the scene's files; empty to read them from the files.
         resample: True to accept a scene with another pixel size than the student's.
-        pixel_size: Pixel size in meters of the images that the students were trained on, if they do not say it.
+        pixel_size: Pixel size in meters of the images that the students were trained on; only if they do not say it.
         probabilities: Type of the probabilities to write; None writes classes.
         preview: True to write a picture too.
         batch: Number of windows that a student sees at a time.
         device: `auto`, `cpu` or `cuda`, for a prediction in this process.
         workers: Number of Ray tasks at the same time; 0 predicts in this process or, with `address`, takes all CPUs.
-        address: Address of a Ray cluster.
+        address: Address of a Ray cluster; None for none.
         gpus: Share of a GPU for each Ray task, such as 0.5.
     """
 
@@ -72,7 +72,7 @@ class MapFiles:
 
     Attributes:
         map: Path of the map.
-        preview: Picture of the map; None if none was asked for.
+        preview: Path of the map's picture; None if none was asked for.
         windows: Number of windows of the scene.
         notes: Remarks for the user, one line each.
     """
@@ -97,7 +97,7 @@ def predict_scene(
         inputs: A `.SAFE` folder, or files, folders and patterns of GeoTIFFs.
         out: Map to write (`.tif`).
         options: Distance of windows, kind of map, device and workers.
-        progress: Called with the number of predicted windows and of all windows.
+        progress: Called with two numbers: how many windows are predicted, and how many the scene has.
 
     Returns:
         Paths of the map and its picture, number of windows, and notes for the user.
@@ -142,14 +142,14 @@ def _device(options: MapOptions) -> torch.device:
 
 
 def map_path(out: str | Path, inputs: Sequence[str | Path]) -> Path:
-    """Check the path of a map, and return the absolute path.
+    """Check the path of a map, and return it as an absolute path.
 
     Args:
         out: Path that the user gave.
-        inputs: Inputs of the prediction.
+        inputs: Files, folders and patterns from which the map is predicted.
 
     Raises:
-        ConfigError: The path is a folder, does not end in `.tif`, or lies inside an input folder.
+        ConfigError: The path is a folder, does not end in `.tif` or `.tiff`, or lies inside an input folder.
     """
     path = Path(out).absolute()
     if path.suffix.lower() not in MAP_SUFFIXES:
@@ -176,7 +176,7 @@ def _stride(options: MapOptions, needs: SceneNeeds) -> int:
 
 @dataclass
 class _MapJob:
-    """Predict one map: from a scene, by students, into the file `out`."""
+    """Hold all that is needed to predict one map: its path, the scene, the students and the options."""
 
     out: Path
     scene: Scene
@@ -191,9 +191,13 @@ class _MapJob:
         return self.predictor.plan
 
     def run(self, progress: OnWindow | None) -> MapFiles:
-        """Predict the blocks that no earlier call has finished, write the map meanwhile, and remove the saved blocks.
+        """Predict the blocks (groups of windows) that no earlier call has finished, and write the map meanwhile.
 
-        Predict nothing if an earlier call has finished the map. Return the paths of its files.
+        Predict nothing if an earlier call has finished the map. When the map is finished, remove the saved blocks.
+        Return the paths of the map and its picture.
+
+        Args:
+            progress: Called with the number of predicted windows, and the number of all windows. None for none.
 
         Raises:
             ConfigError: Another file has the name of the map or of its picture.
@@ -214,10 +218,12 @@ class _MapJob:
         return self.out.with_suffix(".png") if self.options.preview else None
 
     def _is_made(self, kept: KeptBlocks) -> bool:
-        """Return True if an earlier call has finished this map. Refuse to replace any other file by the map.
+        """Return True if an earlier call has finished this map, with its picture if one is asked for.
+
+        `kept` are the saved blocks of an unfinished prediction.
 
         Raises:
-            ConfigError: Another file has the name of the map or of its picture.
+            ConfigError: Another file has the name of the map or of its picture, which is not replaced.
         """
         picture = self._picture
         if is_there(self.out):
@@ -236,7 +242,7 @@ class _MapJob:
         return False
 
     def _notes(self) -> tuple[str, ...]:
-        """Return a remark for the user if the scene is smaller than a window; otherwise none."""
+        """Return a line of text for the user if the scene is smaller than a window; otherwise an empty tuple."""
         scene = self.scene
         if scene.height >= scene.window[0] and scene.width >= scene.window[1]:
             return ()
@@ -263,7 +269,13 @@ class _MapJob:
         return MapFiles(self.out, self._picture, self.plan.grid.count, self._notes())
 
     def _blocks(self, kept: KeptBlocks, assembly: MapAssembly, progress: OnWindow | None) -> None:
-        """Predict the missing blocks. Meanwhile, a thread saves finished blocks and writes the map's complete rows."""
+        """Predict the missing blocks. Meanwhile, a thread saves finished blocks and writes the map's complete rows.
+
+        Args:
+            kept: Folder of the saved blocks.
+            assembly: Writer of the map's rows.
+            progress: Called with the number of predicted windows, and the number of all windows. None for none.
+        """
         missing = kept.missing()
         rows, count = FinishedRows(self.plan, missing), _WindowCount(self.plan, missing, progress)
         with ThreadPoolExecutor(1) as writer:
@@ -276,7 +288,15 @@ class _MapJob:
             last.result()
 
     def _predicted(self, missing: Sequence[int], progress: OnWindows) -> Iterator[tuple[int, bytes]]:
-        """Predict the missing blocks in this process or by Ray. Yield the number and the bytes of each block."""
+        """Predict the missing blocks in this process or by Ray.
+
+        Args:
+            missing: Numbers of the blocks.
+            progress: Called after each batch of windows, with the number of windows in it. Ray does not call it.
+
+        Returns:
+            Iterator over the finished blocks: number of each block, and its predictions as bytes.
+        """
         options = self.options
         if not missing:
             return iter(())
@@ -287,18 +307,21 @@ class _MapJob:
         )
 
     def _identity(self) -> str:
-        """Return a hash of all that changes predictions of blocks: models, files, windows, batch size, CPU or GPU."""
+        """Return a hash of all that changes the predictions: models, files, windows, batch size, CPU or GPU."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.scene.files]
         gpu = self.options.gpus > 0 if self.options.workers or self.options.address else self.device.type == "cuda"
         parts = (KEPT_FORMAT, sorted(self.models.items()), files, self.scene, self.plan, self.options.batch, gpu)
         return settings_hash(parts)
 
     def _request(self) -> str:
-        """Return a hash of all that changes the map or its picture: predictions, options and classes."""
+        """Return a hash of all that changes the map or its picture: predictions, classes, and what is to be written."""
         return settings_hash((self._identity(), self.options.probabilities, self.options.preview, self.needs))
 
     def _tags(self, about: JsonObject) -> dict[str, str]:
-        """Return the metadata to store in the map's file, such as its models and classes. `about` has its date."""
+        """Return the metadata to store in the map's file: texts by name, such as its models, classes and date.
+
+        `about` has the date on which the prediction began.
+        """
         tags = {
             "STSSL_VERSION": __version__,
             "STSSL_MODELS": json.dumps(self.models),
@@ -315,7 +338,7 @@ class _MapJob:
         return tags
 
     def _preview(self, kept: KeptBlocks, path: Path) -> None:
-        """Draw a small picture of the map from the finished blocks, and write it as a PNG file."""
+        """Draw a small picture of the map from the saved blocks in `kept`, and write it as the PNG file `path`."""
         classes, step = sampled_classes(kept)
         down, across = pixel_meters(self.scene.crs, self.scene.transform, self.scene.height, self.scene.width)
         date = f", {self.scene.date:%Y-%m-%d}" if self.scene.date else ""
@@ -325,21 +348,27 @@ class _MapJob:
 
 
 class _WindowCount:
-    """Count the windows that are predicted so far, and report the number to the user's function `progress`."""
+    """Count the windows that are predicted so far, and report the count to the user's function `progress`."""
 
     def __init__(self, plan: BlockPlan, missing: Sequence[int], progress: OnWindow | None) -> None:
-        """Begin with the number of windows in blocks that an earlier call has finished: all but the missing blocks."""
+        """Start the count with the windows that an earlier call has predicted: all but those in missing blocks.
+
+        Args:
+            plan: Blocks (groups of windows) of the map.
+            missing: Numbers of the blocks that must still be predicted.
+            progress: Called with the number of predicted windows, and the number of all windows. None for none.
+        """
         self.plan, self.progress, self.within, self.shown = plan, progress, 0, -1
         self.done = plan.grid.count - sum(map(plan.windows, missing))
         self._report()
 
     def add(self, count: int) -> None:
-        """Add `count` windows of the block that is being predicted."""
+        """Add `count` windows, which were predicted in a block that is not finished yet."""
         self.within += count
         self._report()
 
     def finish(self, number: int) -> None:
-        """Add all windows of the finished block `number`, instead of those that `add` counted for it."""
+        """Count all windows of the finished block `number`. They replace those that `add` counted for it."""
         self.done, self.within = self.done + self.plan.windows(number), 0
         self._report()
 
@@ -351,6 +380,14 @@ class _WindowCount:
 
 
 def _keep(kept: KeptBlocks, assembly: MapAssembly, number: int, data: bytes, ready: int) -> None:
-    """Save a finished block, and write the rows of the map that it completes: `ready` rows of windows are finished."""
+    """Save a finished block to disk, and write the rows of the map that are complete now.
+
+    Args:
+        kept: Folder of the saved blocks.
+        assembly: Writer of the map's rows.
+        number: Number of the block.
+        data: Predictions of the block as bytes.
+        ready: Number of finished rows of windows, counted from the map's top.
+    """
     kept.write(number, data)
     assembly.advance(ready)

@@ -21,13 +21,16 @@ PICTURE_STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 9.0}
 
 
 def sampled_classes(kept: KeptBlocks) -> tuple[NDArray[np.int16], int]:
-    """Choose evenly spaced pixels of a map for its picture. Return their most probable classes, and their distance.
+    """Choose evenly spaced pixels of a map for its picture, and find their most probable classes.
 
     Args:
         kept: Finished blocks of the map.
 
     Returns:
         [h, w] class indexes, -1 where nothing is measured; and the distance between neighbors, in pixels of the map.
+
+    Raises:
+        RunError: The file of a block was deleted or damaged after it was written.
     """
     grid = kept.plan.grid
     step = -(-max(grid.down.size, grid.across.size) // MOST_PIXELS)
@@ -100,13 +103,13 @@ def draw_preview(
 
 
 def scale_bar(width: float) -> tuple[float, str]:
-    """Choose the length of a scale bar: a round number, at most a third of the map's width.
+    """Choose the length of a scale bar: 1, 2 or 5 times a power of ten, at most a third of the map's width.
 
     Args:
         width: Width of the map in meters.
 
     Returns:
-        Length in meters, and the length in words.
+        Length in meters, and the length as text, such as `2 km`.
     """
     power = 10.0 ** np.floor(np.log10(width / 3))
     length = float(max(factor * power for factor in (1, 2, 5) if factor * power <= width / 3))

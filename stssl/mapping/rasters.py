@@ -71,11 +71,11 @@ class Raster:
 
 @contextlib.contextmanager
 def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
-    """Return a context in which a raster file is open for reading by one driver.
+    """Return a context in which a raster file is open for reading by one GDAL driver. Its value is the open file.
 
     Args:
         path: The file.
-        driver: GDAL driver, as `scene_driver` returns it.
+        driver: Name of the GDAL driver, as `scene_driver` returns it. No other driver is tried.
 
     Raises:
         DataError: The file cannot be opened or read.
@@ -86,13 +86,13 @@ def opened_raster(path: Path, driver: str) -> Iterator[DatasetReader]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Return a context with this module's GDAL settings that hides warnings about files without coordinates."""
+    """Return a context with the GDAL settings for scenes. It hides warnings about files without coordinates."""
     with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning), rasterio.Env(**SETTINGS):
         yield
 
 
 def describe_raster(path: Path) -> Raster:
-    """Read the description of a raster file: its grid on the ground and its bands.
+    """Read a raster file's grid on the ground and the descriptions of its bands, and return them.
 
     Raises:
         DataError: The file cannot be read, has no coordinate system or a rotated grid, or is no image of a scene. For
@@ -118,7 +118,11 @@ def describe_raster(path: Path) -> Raster:
 
 
 def _bands(file: DatasetReader) -> Iterator[RasterBand]:
-    """Yield the bands of an open file, except a band of transparency. Raise a DataError for a color table."""
+    """Yield a description of each band of an open file, except of a band of transparency.
+
+    Raises:
+        DataError: A band has a color table.
+    """
     for place, index in enumerate(file.indexes):
         if file.colorinterp[place] == ColorInterp.alpha:
             continue

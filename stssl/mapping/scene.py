@@ -29,8 +29,8 @@ class Chosen:
     """Describe a file of a scene, and the bands to read from it.
 
     Attributes:
-        raster: The file.
-        bands: Name of each band, and how to read it. `Source.band` is still 0; `arrange` sets it.
+        raster: Description of the file.
+        bands: How to read each band, by the band's name. `Source.band` is still 0; `arrange` sets it.
     """
 
     raster: Raster
@@ -65,7 +65,7 @@ class Scene:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Return the names of all bands, layer by layer."""
+        """Return the names of all bands, layer by layer, the finest layer first."""
         return tuple(band for layer in self.layers for band in layer.bands)
 
 
@@ -79,10 +79,11 @@ def arrange(
         chosen: Files and their bands.
         needs: Requirements of the students.
         resample: True to accept another pixel size: windows then have the student's size on the ground.
-        date: Time of acquisition.
+        date: Time of acquisition, UTC; None if unknown.
 
     Raises:
-        ConfigError: The pixel size differs from the student's, and `resample` is False; or it differs too much.
+        ConfigError: The pixel size differs from the student's although `resample` is False, or it differs so much that
+            a window would have too few or too many pixels.
         DataError: The files do not fit together.
     """
     _same_projection([one.raster for one in chosen])
@@ -129,7 +130,7 @@ def _same_projection(rasters: Sequence[Raster]) -> None:
 
 
 def _by_pixel_size(chosen: Sequence[Chosen]) -> list[list[Chosen]]:
-    """Group files by their pixel size. Return the groups, the one with the smallest pixels first."""
+    """Group the files of a scene by their pixel size. Return the groups, the one with the smallest pixels first."""
     groups: list[list[Chosen]] = []
     for one in sorted(chosen, key=lambda own: own.raster.transform.a):
         size = one.raster.transform
@@ -153,7 +154,7 @@ class _Grid:
 
 
 def _grid(group: Sequence[Chosen]) -> _Grid:
-    """Return the smallest grid that contains all files of a group, which have one pixel size."""
+    """Return the smallest grid that contains all files of a group. All these files have the same pixel size."""
     first = group[0].raster.transform
     rasters = [one.raster for one in group]
     left, top = min(one.transform.c for one in rasters), max(one.transform.f for one in rasters)
@@ -165,6 +166,12 @@ def _grid(group: Sequence[Chosen]) -> _Grid:
 
 def _layer(group: Sequence[Chosen], grid: _Grid, finest: _Grid, needs: SceneNeeds) -> Layer:
     """Return the layer that a group of files with one pixel size forms: its bands, and its place in the scene.
+
+    Args:
+        group: Files with one pixel size.
+        grid: Grid of the group.
+        finest: Grid of the group with the smallest pixels, which is the scene's grid.
+        needs: Requirements of the students, which say the type of the stored values.
 
     Raises:
         DataError: The pixels of two files are shifted against each other.
@@ -198,7 +205,15 @@ def _layer(group: Sequence[Chosen], grid: _Grid, finest: _Grid, needs: SceneNeed
 
 
 def _aligned(layers: Sequence[Layer], finest: _Grid) -> None:
-    """Raise a DataError if a layer begins elsewhere than the finest layer, or ends before it (by over one pixel)."""
+    """Check that all layers of a scene cover the area of the finest layer.
+
+    Args:
+        layers: Layers (bands of one pixel size) of the scene.
+        finest: Grid of the finest layer.
+
+    Raises:
+        DataError: A layer begins elsewhere than the finest layer, or ends before it, by more than one of its pixels.
+    """
     for layer in layers:
         bottom, right = layer.row + layer.height * layer.rows, layer.column + layer.width * layer.columns
         off = (layer.row, layer.column, bottom - finest.height, right - finest.width)
@@ -248,14 +263,26 @@ def pixel_meters(crs: str, transform: Affine, height: int, width: int) -> tuple[
 
 
 def _fits(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeeds) -> bool:
-    """Return True if a scene has the student's pixel size, and no band is coarser than the student's band."""
+    """Return True if a scene has the student's pixel size, and no band is coarser than the student's band.
+
+    Args:
+        meters: Height and width of the scene's finest pixels on the ground, in meters.
+        sizes: Pixel size of each band in meters, by the band's name.
+        needs: Requirements of the students.
+    """
     if any(abs(size / needs.pixel - 1) > SIZE_TOLERANCE for size in meters):
         return False
     return all(size <= (needs.bands[band].meters or needs.pixel) * (1 + SIZE_TOLERANCE) for band, size in sizes.items())
 
 
 def _other_size(meters: tuple[float, float], sizes: dict[str, float], needs: SceneNeeds) -> str:
-    """Return the error message about a wrong pixel size: which size differs, and what to do."""
+    """Return the error message about a wrong pixel size: which size differs, and what to do.
+
+    Args:
+        meters: Height and width of the scene's finest pixels on the ground, in meters.
+        sizes: Pixel size of each band in meters, by the band's name.
+        needs: Requirements of the students.
+    """
     if all(abs(size / needs.pixel - 1) <= SIZE_TOLERANCE for size in meters):
         coarse = [
             f"{band} ({size:.3g} m)"

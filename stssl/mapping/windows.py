@@ -10,7 +10,7 @@ from stssl.base.arrays import Floats, Ints
 
 @dataclass(frozen=True)
 class WindowAxis:
-    """Lay windows along one axis of a scene (rows or columns), all at the same distance.
+    """Describe windows along one axis of a scene (its rows or its columns), all at the same distance.
 
     The stride divides the scene into cells. Each window has its cell near its middle, and reaches over the scene's edge
     at the first and last cells.
@@ -18,7 +18,7 @@ class WindowAxis:
     Attributes:
         size: Length of the scene in pixels.
         window: Length of a window in pixels.
-        stride: Distance between windows in pixels.
+        stride: Distance between the first pixels of neighboring windows. This is also the length of a cell.
         margin: Number of pixels that a window begins before its cell.
     """
 
@@ -33,7 +33,10 @@ class WindowAxis:
         return -(-self.size // self.stride)
 
     def start(self, number: int) -> int:
-        """Return the position of a window's first pixel. It is negative if the window begins before the scene."""
+        """Return the position of a window's first pixel. It is negative if the window begins before the scene.
+
+        `number` is the number of the window along this axis, from 0.
+        """
         return number * self.stride - self.margin
 
     def touching(self, first: int, last: int) -> range:
@@ -58,7 +61,7 @@ class WindowAxis:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Lay windows over a scene in rows and columns.
+    """Describe windows that lie over a scene in rows and columns.
 
     Attributes:
         down: Windows along the height of the scene.
@@ -81,14 +84,15 @@ def blend(
     values: Floats,
     valid: NDArray[np.bool_],
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Average the predictions of the windows that contain a pixel, for each pixel of a rectangle or of a coarser grid.
+    """Average the predictions of all windows that contain a pixel, for many pixels of a scene.
 
-    A window counts more if its middle is near the pixel.
+    The pixels form a rectangle, or a grid of pixels at larger distances. A window counts more if its middle is near the
+    pixel.
 
     Args:
         grid: Windows of the scene.
         pixels: [h] rows and [w] columns of the pixels.
-        numbers: Numbers of the m windows down and n windows across that have predictions in `values`. All windows that
+        numbers: Numbers of the m rows and n columns of windows that have predictions in `values`. All windows that
             contain one of the pixels must be among them.
         values: [m, n, C] predictions of the windows.
         valid: [m, n] False for windows without a prediction.

@@ -22,24 +22,24 @@ HIDDEN = ("base",)
 
 @cache
 def recipe_folder() -> Path:
-    """Return the folder of the package's recipes: `experiments` in a checkout, or the copy in an installed package."""
+    """Return the folder with the package's recipes: `experiments` in a checkout, or its copy in an installed package."""
     return CHECKOUT if (CHECKOUT / "base").is_dir() else INSTALLED
 
 
 def recipe_names() -> tuple[str, ...]:
-    """List the sorted names of all recipes and sweeps, such as `eurosat/fixmatch_cpu`."""
+    """Return the sorted names of all recipes and sweeps that come with the package, such as `eurosat/fixmatch_cpu`."""
     root = recipe_folder()
     found = (path.relative_to(root).with_suffix("") for path in root.rglob("*.yaml"))
     return tuple(sorted(name.as_posix() for name in found if name.parts[0] not in HIDDEN))
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Find the file of a recipe, given its name or its path.
+    """Return the path of a recipe's file, given the name of a recipe of the package or the path of a file.
 
     If both a file with this path and a recipe with this name exist, the file is used and a warning is logged.
 
     Args:
-        name: `eurosat/fixmatch_cpu`, or the path of a YAML file.
+        name: Name such as `eurosat/fixmatch_cpu`, or path of a YAML file.
 
     Returns:
         Path of the file. A path with the ending .yaml or .yml need not exist: reading it will raise the error.
@@ -67,7 +67,10 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def _may_be_name(text: str) -> bool:
-    """Return True if a text could name a recipe, and cannot be a path that leads out of the folder of recipes."""
+    """Return True if a text could be the name of a recipe, such as `eurosat/fixmatch_cpu`.
+
+    Paths that could lead out of the folder of recipes are no names.
+    """
     return not text.startswith((".", "/", "~")) and "\\" not in text and "\0" not in text
 
 
@@ -81,7 +84,10 @@ def _nearest(text: str) -> str:
 
 
 def described_recipes() -> list[str]:
-    """Return a line for each recipe and sweep: its name, and the first sentence of the comment that heads its file."""
+    """Return a line of text for each recipe and sweep that comes with the package.
+
+    The line has the name, and the first sentence of the comment at the beginning of the file.
+    """
     names = recipe_names()
     width = max(map(len, names))
     return [f"{name:<{width}}  {_first_sentence(recipe_folder() / f'{name}.yaml')}" for name in names]
@@ -104,7 +110,7 @@ def resolved_text(path: Path, overrides: Iterable[str] = ()) -> str:
 
     Args:
         path: File of a recipe or a sweep.
-        overrides: Changes of the form `dotted.key=value`.
+        overrides: Changes to the file, each of the form `dotted.key=value`.
 
     Raises:
         ConfigError: The file or an override is wrong.

@@ -15,7 +15,7 @@ ImageNet weights gave a test accuracy of 85.5 % with it, and of 68.6 % with one 
 
 
 def backbone_factor(recipe: RunRecipe) -> float:
-    """Return the learning rate of the backbone, relative to that of the new layers.
+    """Return the learning rate of a run's backbone, divided by the learning rate of the new layers.
 
     This is `optimizer.backbone_factor` if the recipe sets it. Else it is 0.1 if a training recipe gives weights and no
     layer decay, and 1 in all other cases.
@@ -28,7 +28,7 @@ def backbone_factor(recipe: RunRecipe) -> float:
 
 
 def encoder_factor(recipe: RunRecipe) -> float:
-    """Return the learning rate of a pretrained encoder of places, relative to that of the new layers.
+    """Return the learning rate of a pretrained encoder of places, divided by the learning rate of the new layers.
 
     This is `optimizer.backbone_factor` if the recipe sets it, else 0.1.
     """
@@ -39,7 +39,8 @@ def encoder_factor(recipe: RunRecipe) -> float:
 def about_fine_tuning(recipe: RunRecipe) -> JsonObject:
     """Describe for a run's record how the networks learn from given weights, or with a frozen backbone.
 
-    Return {} if the recipe has neither, or is one of pretraining.
+    Return a dict with one key, `fine_tuning`: a dict that says how the head starts, whether the backbone is frozen, and
+    how slowly it learns. Return {} if the recipe gives no weights and freezes nothing, or is one of pretraining.
     """
     if not isinstance(recipe, Recipe):
         return {}
@@ -66,7 +67,7 @@ def require_same_classes(recipe: Recipe, classes: Sequence[str]) -> None:
 
     Args:
         recipe: Recipe of the run.
-        classes: Classes of the store.
+        classes: Names of the store's classes.
 
     Raises:
         ConfigError: The head was trained on other classes, or the weights have no head.

@@ -104,5 +104,8 @@ class ScheduleConfig(Config):
     hold: Positive = 1
 
     def saved_after(self, step: int) -> bool:
-        """Return True if `checkpoint_every` asks for a checkpoint after `step` steps, besides those of validations."""
+        """Return True if `checkpoint_every` asks for a checkpoint after training step `step`.
+
+        Checkpoints of validations do not count.
+        """
         return self.checkpoint_every is not None and step % self.checkpoint_every == 0

@@ -8,7 +8,9 @@ from setuptools.command.sdist import sdist
 
 
 def recipe_files() -> list[Path]:
-    """List the YAML files of `experiments/`, relative to the folder of pyproject.toml, where setuptools runs.
+    """Return the sorted paths of the YAML files in `experiments/`, relative to the folder where setuptools runs.
+
+    This is the folder of pyproject.toml.
 
     Raises:
         FileNotFoundError: The folder `experiments` has no YAML files. A wheel without recipes must not be built.
@@ -23,7 +25,10 @@ class BuildWithRecipes(build_py):  # type: ignore[misc]  # setuptools has no typ
     """Let setuptools copy the recipes into the built package, as `stssl/recipe_files`."""
 
     def run(self) -> None:
-        """Build the package, and copy the recipes into it. An editable installation uses those of the checkout."""
+        """Build the package, and copy the recipes into it.
+
+        For an editable installation, do not copy them: it uses the recipes of the checkout.
+        """
         super().run()
         if self.editable_mode:
             return

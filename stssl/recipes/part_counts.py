@@ -17,13 +17,14 @@ NAMED = 5
 
 
 def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Log warnings about the data of a run, and return lines for the user that describe it.
+    """Log warnings about the data of a run, and return lines of text for the user that describe the data.
 
-    `part_warnings` finds the warnings, and `part_lines` makes the lines.
+    The warnings are about an empty test part, parts of unexpected sizes, and too few labels. The lines tell how many
+    patches each part has, how many are labeled, and which bands are not used.
 
     Args:
         recipe: Recipe of the run.
-        data: Data of the run.
+        data: Open store of the run, with its split and labels.
     """
     for line in part_warnings(recipe, data):
         LOG.warning("%s", line)
@@ -31,14 +32,14 @@ def announce(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return lines for the user on the data of a run.
+    """Return lines of text for the user on the data of a run.
 
     They tell how many patches `train`, `validation` and `test` have, how many of these are labeled, and which bands of
     the store stay unused.
 
     Args:
         recipe: Recipe of the run.
-        data: Data of the run.
+        data: Open store of the run, with its split and labels.
     """
     parts = ", ".join(f"{len(data.split.part(part)):,} {part}{_labeled(data, part)}" for part in PARTS)
     lines = [f"patches: {parts}"]
@@ -48,9 +49,13 @@ def part_lines(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _labeled(data: PixelData, part: str) -> str:
-    """Return words such as ` (20 labeled)` on how many patches of `train`, `validation` or `test` are labeled.
+    """Return words such as ` (20 labeled)` on how many patches of a part are labeled.
 
     In `train`, count only patches that keep their label. For data without labels, return an empty text.
+
+    Args:
+        data: Open store of the run, with its split and labels.
+        part: Name of the part: `train`, `validation` or `test`.
     """
     if not isinstance(data, RunData):
         return ""
@@ -60,14 +65,14 @@ def _labeled(data: PixelData, part: str) -> str:
 
 
 def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return warnings if the split or the labels of a run are not as the recipe asks.
+    """Return a line of text for each way in which the split or the labels of a run are not as the recipe asks.
 
-    That is so if the test part is empty, if the share of a part (`train`, `validation` or `test`) is far from the asked
-    one, or if the recipe asks for more labels than there are.
+    There is a warning if the test part of a training run is empty, if the share of a part (`train`, `validation` or
+    `test`) is far from the asked one, or if the recipe asks for more labels than there are.
 
     Args:
         recipe: Recipe of the run.
-        data: Data of the run.
+        data: Open store of the run, with its split and labels.
     """
     found = _share_warnings(recipe, data)
     if isinstance(recipe, Recipe):
@@ -79,7 +84,11 @@ def part_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
-    """Return warnings if the share of `train`, `validation` or `test` is far from what `data.split` asks for."""
+    """Return a line of text for each part whose share of the patches is far from what the recipe asks for.
+
+    A share is far from the asked one if it is over `FAR` times as large or as small. Parts are `train`, `validation`
+    and `test`; the recipe key `data.split` asks for their shares.
+    """
     config, split = recipe.data.split, data.split
     asked = shares_asked(config)
     among = [split.train, split.validation, *([split.test] if "test" in asked else [])]
@@ -101,7 +110,10 @@ def _share_warnings(recipe: RunRecipe, data: PixelData) -> list[str]:
 
 
 def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
-    """Return warnings if `labels.per_class` or `labels.total` asks for more labels than the training patches have."""
+    """Return a line of text if the recipe asks for more labels than the training patches have; else an empty list.
+
+    The recipe keys `labels.per_class` and `labels.total` ask for labels.
+    """
     labels, hits = recipe.labels, _hits(data, data.labeled)
     if labels.total is not None and len(data.labeled) < labels.total:
         return [f"labels.total={labels.total}: only {len(data.labeled):,} training patches have a label; all are taken"]
@@ -119,5 +131,10 @@ def _label_warnings(recipe: Recipe, data: RunData) -> list[str]:
 
 
 def _hits(data: RunData, rows: Ints) -> Ints:
-    """Count how many of the patches in the store rows `rows` have each of the C classes. Return the counts [C]."""
+    """Return for each of the C classes how many of some patches have it, as whole numbers [C].
+
+    Args:
+        data: Open store of the run, with the labels.
+        rows: Store rows of the patches.
+    """
     return np.asarray(data.space.positives(data.targets[torch.from_numpy(rows)]).sum(0).long().numpy())

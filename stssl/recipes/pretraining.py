@@ -98,10 +98,16 @@ class PretrainRecipe(RunRecipe):
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """Return the recipe key of the batch size, `batch.size`, and its value."""
+        """Return the recipe key of the batch size, `batch.size`, and its value.
+
+        A run cannot have more ranks (training processes) than this value.
+        """
         return "batch.size", self.batch.size
 
 
 def kind_of(tree: ConfigTree) -> type[RunRecipe]:
-    """Return the class for the contents of a recipe file: `PretrainRecipe` if it has the key `pretext`, or `Recipe`."""
+    """Return the settings class for a recipe file: `PretrainRecipe` if the file has the key `pretext`, else `Recipe`.
+
+    `tree` has the file's contents as a nested dict.
+    """
     return PretrainRecipe if "pretext" in tree else Recipe

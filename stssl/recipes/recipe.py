@@ -101,9 +101,12 @@ class RunRecipe(Config):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return the keys and values of a recipe, shrunk to a run of seconds as `--smoke` asks.
+        """Return a recipe's keys and values, shrunk to a run of seconds as `--smoke` asks.
 
         Keep `model.weights` if the weights lie on this disk. Else leave them out, and log a warning.
+
+        Args:
+            tree: Contents of the recipe file as a nested dict; not changed.
         """
         model = tree.get("model")
         kept = isinstance(model, dict) and _lie_here(model.get("weights", "none"))
@@ -145,7 +148,11 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
-        """Return the recipe with absolute paths of the storage folder, and of the run in it that `run:NAME` names."""
+        """Return the recipe with an absolute path of the storage folder.
+
+        If its weights come from another run (`run:NAME`), they get an absolute path in this folder, too. If the reader of
+        the recipe wants paths as they are written, return it unchanged.
+        """
         if info.context == ELSEWHERE:
             return self
         storage = folder(self.launch.storage)
@@ -159,17 +166,20 @@ class RunRecipe(Config):
         return self.model_copy(update=parts)
 
     def tree(self) -> Tree:
-        """Return the keys and values of the recipe as dictionaries, lists and plain values, including all defaults."""
+        """Return the keys and values of the recipe as a nested dict of plain values and lists, including all defaults."""
         # Go through JSON, because it turns tuples into lists: a recipe file has only lists.
         tree: Tree = json.loads(self.model_dump_json())
         return tree
 
     def identity(self) -> Tree:
-        """Return the keys and values of the recipe that decide results. Leave out those on where and how to run."""
+        """Return those keys and values of the recipe that decide results, as a nested dict.
+
+        Leave out keys on where and how to run.
+        """
         return identity_of(self.tree())
 
     def hash(self) -> str:
-        """Return 12 hexadecimal digits that identify a run by all keys that decide its results."""
+        """Return 12 hexadecimal digits that are equal for two recipes if all keys that decide results are equal."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def yaml(self) -> str:
@@ -178,10 +188,11 @@ class RunRecipe(Config):
 
 
 def identity_of(tree: Tree) -> Tree:
-    """Return the keys and values of a recipe that decide results. Leave out those on where and how to run.
+    """Return those keys and values of a recipe that decide results. Leave out keys on where and how to run.
 
-    `tree` has plain values and is no `RunRecipe`, so that recipes of other versions of this program can be compared
-    too.
+    Args:
+        tree: Recipe as a nested dict of plain values, and no `RunRecipe`, so that it may also come from another version
+            of this program.
     """
     kept = {key: value for key, value in tree.items() if key not in PLACEMENT}
     model, launch = tree.get("model"), tree.get("launch")
@@ -209,9 +220,12 @@ NO_WEIGHTS: Tree = {"model": {"weights": "none"}}
 
 
 def _lie_here(weights: object) -> bool:
-    """Return True if the value of `model.weights` needs no download: it is `none`, or names weights on this disk.
+    """Return True if the weights that `model.weights` names need no download: none at all, or weights on this disk.
 
-    Otherwise log a warning that `--smoke` leaves the weights out.
+    Otherwise, log a warning that `--smoke` leaves the weights out.
+
+    Args:
+        weights: Value of `model.weights`. A value that is no text counts as on this disk.
     """
     if not isinstance(weights, str) or weights == "none":
         return True  # leave a value that is no text in the recipe, whose check then reports it
@@ -222,9 +236,10 @@ def _lie_here(weights: object) -> bool:
 
 
 def _absent(weights: str) -> str:
-    """Say in words why the weights that `model.weights` names are not on this disk; empty if they may be.
+    """Return a few words that say why weights are not on this disk; an empty text if they may be there.
 
-    The folder of a run is not looked for.
+    Args:
+        weights: Value of `model.weights`, such as `file:PATH`. For `run:NAME`, the folder of the run is not looked for.
     """
     kind, _, place = weights.partition(":")
     unset = [name for name in re.findall(r"\$\{(\w+)\}", place) if name not in os.environ]
@@ -271,9 +286,12 @@ class Recipe(RunRecipe):
 
     @classmethod
     def smoked(cls, tree: Tree) -> Tree:
-        """Return the keys and values of a training recipe, shrunk to a run of seconds as `--smoke` asks.
+        """Return a training recipe's keys and values, shrunk to a run of seconds as `--smoke` asks.
 
-        Also lower thresholds of the algorithm, so it learns from unlabeled patches within four steps.
+        Also lower the algorithm's thresholds, so that it learns from unlabeled patches within four steps.
+
+        Args:
+            tree: Contents of the recipe file as a nested dict; not changed.
         """
         algorithm = tree.get("algorithm")
         kind = ALGORITHMS.get(str(algorithm.get("name"))) if isinstance(algorithm, dict) else None
@@ -281,7 +299,10 @@ class Recipe(RunRecipe):
 
     @property
     def least_rows(self) -> tuple[str, int]:
-        """Return the recipe key of the labeled batch size, `batch.labeled`, and its value."""
+        """Return the recipe key of the labeled batch size, `batch.labeled`, and its value.
+
+        A run cannot have more ranks (training processes) than this value.
+        """
         return "batch.labeled", self.batch.labeled
 
     @model_validator(mode="after")
@@ -316,11 +337,11 @@ class Recipe(RunRecipe):
 
 
 def load_training_recipe(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> Recipe:
-    """Read the recipe of a training run.
+    """Read the recipe of a training run from a file, and return it with absolute paths.
 
     Args:
         path: Recipe file.
-        overrides: Changes of the form `dotted.key=value`, with the value in YAML.
+        overrides: Changes to the file, each of the form `dotted.key=value`, with the value in YAML.
         smoke: True to shrink the run to seconds.
 
     Raises:
@@ -332,7 +353,7 @@ def load_training_recipe(path: str | Path, overrides: Iterable[str] = (), smoke:
 def load_as(
     kind: type[R], path: str | Path, overrides: Iterable[str] = (), smoke: bool = False, absolute: bool = True
 ) -> R:
-    """Read a recipe file and its base files, apply overrides, and check the result.
+    """Read a recipe file and its base files, apply overrides, check the result, and return it as a recipe.
 
     If the recipe has no `name`, the name is made from the file's folder, the file's name and the seed. The name of a
     smoke run ends in `-smoke`.
@@ -340,7 +361,8 @@ def load_as(
     Args:
         kind: Class of the recipe.
         path: Recipe file.
-        overrides: Changes of the form `dotted.key=value`, with the value in YAML. `base=FILE` takes another base.
+        overrides: Changes to the file, each of the form `dotted.key=value`, with the value in YAML. `base=FILE` takes
+            another base file.
         smoke: True to shrink the run to seconds.
         absolute: True to make paths absolute. Use False if more overrides will follow.
 

@@ -38,7 +38,7 @@ class PixelData:
 
     Attributes:
         store: The open store.
-        reader: Source of pixels, with the recipe's bands.
+        reader: Source of the patches' pixels, with the recipe's bands.
         split: Store rows of the training, the validation and the test part.
         metadata: [N, 4] for all N store rows: degrees north, degrees east, day of year, UTC hour; NaN if missing.
         shard_order: Groups of shards (files of many patches) to download from an object store one after the other; None
@@ -52,14 +52,14 @@ class PixelData:
     shard_order: ShardOrder | None
 
     def order(self, rows: Ints, batch: int, seed: int, stream: RandomStream, *, world: int) -> Sampler:
-        """Return the sampler, which shuffles patches into batches.
+        """Return a sampler, which yields the store rows of each batch in random order.
 
         Args:
             rows: [n] store rows to shuffle.
             batch: Number of rows of a global batch.
             seed: Seed of the run.
             stream: Source of random numbers: with another stream, the same seed gives another order.
-            world: Number of ranks.
+            world: Number of ranks (training processes).
 
         Raises:
             ConfigError: Patches are downloaded in shards, and the store has fewer shards than the run has ranks.
@@ -67,9 +67,12 @@ class PixelData:
         return make_order(rows, batch, seed, stream, shard_order=self.shard_order, world=world)
 
     def band_statistics(self, config: DataConfig) -> tuple[Floats, Floats]:
-        """Return means [bands] and standard deviations [bands] of a recipe's bands, of the store or as published.
+        """Return the means [bands] and the standard deviations [bands] of the stored values of a recipe's bands.
 
-        The recipe key `data.statistics` decides which.
+        The recipe key `data.statistics` says whether they come from the store's patches or from publications.
+
+        Args:
+            config: Section `data` of the recipe.
 
         Raises:
             ConfigError: The store has no published statistics of a band.
@@ -87,13 +90,13 @@ class PixelData:
         return mean, std
 
     def about(self, world: int) -> JsonObject:
-        """Describe the data as JSON values for a run's record.
+        """Return a description of the data for a run's record, as a dict of JSON values.
 
-        They tell the store, the numbers of training, validation and test patches, how downloaded shards are mixed, and
+        It tells the store, the numbers of training, validation and test patches, how downloaded shards are mixed, and
         how many bytes of pixels are held in memory.
 
         Args:
-            world: Number of ranks.
+            world: Number of ranks (training processes).
         """
         parts: JsonObject = {part: len(self.split.part(part)) for part in ("train", "validation", "test")}
         order: JsonObject = {"order": self.shard_order.about(world)} if self.shard_order else {}
@@ -107,8 +110,8 @@ class RunData(PixelData):
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] labels of all N store rows: the number of the class (G = 1), or 1 (present) and 0 (absent) for
-            each of G classes; `IGNORED` if unknown (see `LabelSpace.table`).
+        targets: [N, G] labels of all N store rows; `IGNORED` for unknown ones. If a patch has one class, G is 1 and the
+            label is the number of the class. Else there are G classes: 1 means present, 0 absent.
         labeled: Store rows of the training patches that keep their label.
     """
 
@@ -119,8 +122,8 @@ class RunData(PixelData):
     def prior(self) -> Tensor:
         """Return the share of each class among the known labels of the labeled patches.
 
-        The shape is [1, classes] if a patch has one class. If it may have several, the shape is [classes, 2]: the
-        shares of patches without and with each class.
+        The shape is [1, classes] if a patch has one class. If it may have several, the shape is [classes, 2]: the share
+        of patches without each class, and the share of patches with it.
         """
         targets = self.targets[torch.from_numpy(self.labeled)]
         known = (targets != IGNORED)[..., None]
@@ -129,7 +132,7 @@ class RunData(PixelData):
 
 
 def open_pixels(config: DataConfig, device: torch.device | None = None, validated: bool = True) -> PixelData:
-    """Open the store of a recipe, and check that it has the recipe's bands, split and columns.
+    """Open the store of a recipe, check that it has the recipe's bands, split and columns, and return its data.
 
     Args:
         config: Section `data` of the recipe.
@@ -162,8 +165,8 @@ class Labels(NamedTuple):
 
     Attributes:
         space: Classes, and whether a patch has one class or several.
-        targets: [N, G] labels of all N store rows: the number of the class (G = 1), or 1 (present) and 0 (absent) for
-            each of G classes; `IGNORED` if unknown (see `LabelSpace.table`).
+        targets: [N, G] labels of all N store rows; `IGNORED` for unknown ones. If a patch has one class, G is 1 and the
+            label is the number of the class. Else there are G classes: 1 means present, 0 absent.
     """
 
     space: LabelSpace
@@ -171,7 +174,7 @@ class Labels(NamedTuple):
 
 
 def labels_of(store: Store, labels: str) -> Labels:
-    """Read the classes and the labels of one of a store's label sets.
+    """Read one of a store's label sets (ways to label its patches), and return its classes and all patches' labels.
 
     Args:
         store: Open store.
@@ -192,9 +195,9 @@ def labels_of(store: Store, labels: str) -> Labels:
 
 
 def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
-    """Open the store, check that it fits the recipe, and choose which training patches keep their label.
+    """Open the store of a recipe, choose which training patches keep their label, and return the data of the run.
 
-    The patches are drawn at random, or come from the list that the recipe names.
+    The labeled patches are drawn at random, or come from the list that the recipe names.
 
     Args:
         recipe: Recipe of the run.
@@ -219,7 +222,7 @@ def open_data(recipe: Recipe, device: torch.device | None = None) -> RunData:
 
 
 def require_metadata(data: PixelData, key: str, value: str) -> None:
-    """Check that training patches have places or dates. Log a warning if few of them have.
+    """Check that training patches have places or dates. Log a warning if less than half of them have either.
 
     Args:
         data: Open store with its split.
@@ -241,7 +244,11 @@ def require_metadata(data: PixelData, key: str, value: str) -> None:
 
 
 def _check(store: Store, config: DataConfig) -> None:
-    """Check that a store has the bands and the columns that a recipe names, and that `data.scale` fits the bands' type.
+    """Check that a store has the bands and columns that a recipe names, and that `data.scale` fits the bands' type.
+
+    Args:
+        store: Open store.
+        config: Section `data` of the recipe.
 
     Raises:
         ConfigError: A band or column is missing, or the scale does not fit. The message names what the store has.
@@ -289,7 +296,8 @@ def require_labels(targets: Tensor, part: str) -> None:
     """Check that at least one patch of a part of the split has a label, because scores need labels.
 
     Args:
-        targets: [n, G] labels of the part's n patches, as in `RunData`; `IGNORED` if unknown.
+        targets: [n, G] labels of the part's n patches; `IGNORED` if unknown. G is 1, or the number of classes if a
+            patch may have several.
         part: Name of the part for messages: `train`, `validation` or `test`.
 
     Raises:

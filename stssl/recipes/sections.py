@@ -251,5 +251,10 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Return a section of a recipe with default values, of that class in `union` whose key `name` is `name`."""
+    """Return a section of a recipe, such as the injection, with default values.
+
+    Args:
+        union: Type annotation that joins the section's settings classes, one for each kind.
+        name: Name of the kind.
+    """
     return next(part for part in config_types(union) if part_name(part) == name)()

@@ -33,16 +33,16 @@ class ChosenScaling(NamedTuple):
 
     @property
     def replacing(self) -> BandScaling | None:
-        """Return the numbers if they replace the scaling that `data.scale` names; else None."""
+        """Return the numbers that scale the images if the recipe key `data.scale` did not decide them; else None."""
         return None if self.by == "data.scale" else self.numbers
 
     def about(self) -> JsonObject:
-        """Return the numbers and where they come from, as JSON values for the record of a run."""
+        """Return the numbers and where they come from, as a dict of JSON values for the record of a run."""
         return {"by": self.by, "stored": self.stored, **self.numbers.about()}
 
 
 class Start:
-    """Choose the first weights and the scaling of a run, and describe both for the run's record.
+    """Hold the weights that a run's networks start from, and the scaling of its images.
 
     Attributes:
         weights: Weights that the networks start from.
@@ -54,15 +54,18 @@ class Start:
 
         Args:
             recipe: Recipe of the run. That of a resumed run names no weights, as they come from a checkpoint.
-            data: Open store.
-            recorded: The run's record, if the run resumes.
+            data: Open store with its bands' statistics.
+            recorded: The run's record (description of the run on disk), if the run resumes; else None.
         """
         self.recorded = recorded
         self.weights = first_weights_of(recipe.model, recipe.data.bands)
         self.scaling = choose_scaling(recipe.data, data, self.weights, recorded)
 
     def about(self) -> JsonObject:
-        """Describe weights and scaling for the record of a run. A resumed run keeps what is recorded of its weights."""
+        """Return a description of the weights and the scaling for the record of a run, as a dict of JSON values.
+
+        For a resumed run, the description of the weights is the one that was recorded before.
+        """
         kept = (self.recorded or {}).get(WEIGHTS)
         about = self.weights.about() or kept
         found: JsonObject = {SCALING: self.scaling.about()}
@@ -70,11 +73,11 @@ class Start:
 
 
 def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeights:
-    """Read the weights that `model.weights` names, from which the networks of a run start.
+    """Open the weights that `model.weights` names, and return them. The networks of a run start from them.
 
     Args:
         model: Section `model` of the recipe.
-        bands: Bands of the images.
+        bands: Names of the images' bands.
 
     Raises:
         ConfigError: The weights do not exist, or cannot be read.
@@ -91,7 +94,9 @@ def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeig
 
 
 def checkable(recipe: RunRecipe) -> bool:
-    """Return True if a check of the recipe can read the first weights offline, because they do not come from a hub.
+    """Check a recipe's weights without the internet, and return True if they can also be read without it.
+
+    Weights from a hub cannot: return False for them.
 
     Raises:
         ConfigError: A hub has no such weights, or they lack bands of the images, as far as is known offline.
@@ -104,14 +109,14 @@ def checkable(recipe: RunRecipe) -> bool:
 def choose_scaling(
     config: DataConfig, data: PixelData, first: FirstWeights | None = None, recorded: JsonMapping | None = None
 ) -> ChosenScaling:
-    """Choose the numbers that scale the images of a run.
+    """Choose the numbers that scale the images of a run, and return them with where they come from.
 
     These are `data.mean` and `data.std` if the recipe has them. Else they are those that scaled the training images of
     the first weights, if they are known and fit the stored values. Else `data.scale` decides.
 
     Args:
         config: Section `data` of the recipe.
-        data: Open store.
+        data: Open store with its bands' statistics.
         first: Weights that the run starts from; None if there are none.
         recorded: The run's record, if the run was started before. If its scaling came from weights, it is kept, even if
             the weights are gone.
@@ -147,14 +152,20 @@ def choose_scaling(
 
 
 def stored_type(config: DataConfig, data: PixelData) -> StoredType | None:
-    """Return the type of the stored values of the recipe's bands; None if they have several types."""
+    """Return the type of the stored values of the recipe's bands, `uint8` or `uint16`.
+
+    Return None if the bands have several types, or another type.
+    """
     types = {group.dtype for group in data.store.groups.values() if set(group.bands) & set(config.bands)}
     names: dict[str, StoredType] = {"uint8": "uint8", "uint16": "uint16"}
     return names.get(str(types.pop())) if len(types) == 1 else None
 
 
 def _by_scale(config: DataConfig, data: PixelData) -> BandScaling:
-    """Return the numbers that scale each band as `data.scale` says, by the bands' statistics or from 8-bit values."""
+    """Return the numbers that scale each band if the recipe key `data.scale` decides.
+
+    `sigmas` takes the bands' means and standard deviations. `bytes` takes the range of 8-bit values.
+    """
     count = len(config.bands)
     if config.scale == "bytes":
         return BandScaling((0.0,) * count, (255.0,) * count, (127.5,) * count, (127.5,) * count)
@@ -170,6 +181,6 @@ def _four_sigmas(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple
 
 
 def _differ(one: BandScaling, other: BandScaling) -> bool:
-    """Return True if two scalings differ by more than rounding."""
+    """Return True if two scalings of images differ by more than rounding, in any number for any band."""
     pairs = ((one.low, other.low), (one.high, other.high), (one.mean, other.mean), (one.std, other.std))
     return not all(np.allclose(left, right, rtol=1e-6, atol=1e-4) for left, right in pairs)

@@ -241,7 +241,7 @@ def _candidate(name: str, runs: Sequence[Recipe], metrics: tuple[str, ...]) -> C
 
 
 def _opened(recipe: Recipe) -> RunFolder:
-    """Return the folder of a recipe's run. If the run lies in an object store, first fetch its files to this computer."""
+    """Return the folder of a recipe's run. If the run lies in an object store, fetch its files first."""
     folder = RunFolder.of(recipe)
     folder.refresh()
     return folder

@@ -40,7 +40,7 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe a recipe key as one settings class defines it. Several classes, such as those of algorithms, may have it.
+    """Describe a recipe key as one settings class defines it. Several classes, such as two algorithms, may have it.
 
     Attributes:
         domain: Values that the key's type allows; None if the type sets no bounds.
@@ -83,7 +83,7 @@ class _Finder:
         self.search, self.recipe, self.tree, self.source = config.search, recipe, recipe.tree(), source
 
     def axes(self, key: str) -> list[Axis]:
-        """Return the search dimensions of a dotted recipe key: its allowed values, and the conditions for its existence.
+        """Return the search dimensions of a recipe key: its allowed values, and the conditions under which it exists.
 
         Several kinds of a recipe section, such as several algorithms, may have the key. If all kinds allow the same
         values, return one dimension. Otherwise, return one dimension for each kind.

@@ -191,7 +191,7 @@ class StudySearcher(Searcher):
             self.say(f"trial {self.live.pop(trial_id).number}: not at its end; the same command continues it")
 
     def _end(self, trial_id: str, write: Callable[[Trial], None], words: str) -> None:
-        """Record the end of a trial in the study, show it to the user, and delete checkpoints that are no longer needed.
+        """Record the end of a trial in the study, show it to the user, and delete checkpoints that are not needed now.
 
         Args:
             trial_id: Tune's name of the trial.
