@@ -52,7 +52,7 @@ class AdaMatchConfig(LabelConfig):
 class AdaMatch(Algorithm):
     """Make pseudo-labels from predictions that are scaled to the mean prediction on labeled data.
 
-    A pseudo-label counts if its confidence reaches a share of the mean confidence on labeled data.
+    A pseudo-label counts if its confidence reaches a share of the mean confidence on labeled patches.
     """
 
     config_type = AdaMatchConfig
@@ -61,18 +61,20 @@ class AdaMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: AdaMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the running means of the labeled and unlabeled probabilities and of the labeled confidence.
+        """Create three running means of the labeler's predictions, which have no values before the first batch.
 
-        They have no values before the first batch.
+        They are the mean probabilities on labeled and on unlabeled patches, and the mean confidence on labeled patches.
+        The labeler is the network that makes the pseudo-labels.
         """
         super().__init__(config, space, facts)
         shape = (space.groups, space.choices)
         self.labeled, self.unlabeled, self.confidence = (Running(config.ema_decay, shape) for _ in range(3))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update three running means of the labeler's predictions: labeled and unlabeled probabilities, confidence.
+        """Update the running means with the labeler's predictions on a batch of weakly augmented patches.
 
-        The confidence is the highest probability on labeled patches.
+        They are the mean probabilities on labeled and on unlabeled patches, and the mean confidence (highest
+        probability) on labeled patches. The labeler is the network that makes the pseudo-labels.
         """
         labeled = outputs.labeler[View.LABELED_WEAK].softmax(-1)
         self.labeled.update(labeled.mean(0))
@@ -83,9 +85,10 @@ class AdaMatch(Algorithm):
         self.confidence.update((top * side).sum(0).where(count > 0, top.mean(0)) / count.clamp_min(1))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the pseudo-labels that the aligned probabilities p give.
+        """Return one loss term: the networks must predict pseudo-labels on strongly augmented patches.
 
-        The labeler predicts them on weak views. Only those above the threshold count.
+        The pseudo-labels come from the labeler's probabilities on the same patches, weakly augmented, and scaled to the
+        mean on labeled data. Only those count whose confidence reaches the threshold.
         """
         p = self.aligned(outputs.labeler[View.UNLABELED_WEAK])
         threshold = self.config.threshold * of_choice(self.confidence.value, self.space.sides(choose(p)))
@@ -94,10 +97,11 @@ class AdaMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, target, (p.amax(-1) >= threshold).float())]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Return the labeler's probabilities on weak views, scaled so that their mean is the mean on labeled data.
+        """Return the labeler's probabilities on weakly augmented patches, scaled toward the mean on labeled data.
 
         Args:
-            weak: [rows, decisions, choices] the labeler's logits of weak views.
+            weak: [rows, decisions, choices] logits of the labeler (the network that makes the pseudo-labels). Decisions
+                are patches or, if multi-label, classes of patches.
 
         Returns:
             [rows, decisions, choices] probabilities.

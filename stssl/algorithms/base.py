@@ -39,7 +39,7 @@ LabelerName = Annotated[Literal["live", "ema"], Domain(choices=("live", "ema"))]
 
 
 class BaseAlgorithmConfig(Config):
-    """Define the settings that all algorithms share.
+    """Define the settings that all algorithms of semi-supervised training share.
 
     Attributes:
         name: Name of the algorithm. Each algorithm's configuration allows one name.
@@ -63,9 +63,13 @@ class LabelConfig(BaseAlgorithmConfig):
     temperature: Annotated[float, Field(gt=0), Domain(0.3, 1.0)] = 0.5
 
     def label(self, logits: Tensor) -> Tensor:
-        """Turn the labeler's logits [rows, decisions, choices] into pseudo-labels, the targets of a loss.
+        """Return the pseudo-labels that the labeler's logits give, as targets of a loss.
 
-        Return probabilities [rows, decisions, choices] if `soft` is True, else ids of choices [rows, decisions].
+        If `soft` is True, they are probabilities [rows, decisions, choices], else ids of choices [rows, decisions].
+
+        Args:
+            logits: [rows, decisions, choices] logits of the network that makes the pseudo-labels. Decisions are patches
+                or, if multi-label, classes of patches.
         """
         return (logits / self.temperature).softmax(-1) if self.soft else choose(logits)
 
@@ -75,7 +79,8 @@ class DataFacts:
     """Hold facts about a run's training data that algorithms get when they are created, before the first step.
 
     Attributes:
-        prior: [decisions, choices] frequency of each choice among the labeled patches.
+        prior: [decisions, choices] share of labeled patches with each choice: [1, classes] or, if multi-label,
+            [classes, 2] for "absent" and "present".
         unlabeled_count: Number of patches that the run uses as unlabeled data.
     """
 
@@ -87,13 +92,17 @@ class DataFacts:
 class LabelerOutputs:
     """Hold the networks' logits for some patches of a batch, from which an algorithm makes pseudo-labels.
 
-    The logits have no gradients.
+    The logits [rows, decisions, choices] have no gradients. Decisions are patches or, if multi-label, classes of
+    patches.
 
     Attributes:
-        labeler: Logits of the labeler (the network that makes the pseudo-labels), by view: those in `Algorithm.views`.
-        student: The student's logits for `UNLABELED_STRONG`. Empty if `watches_student` is False.
+        labeler: Logits of the labeler (the network that makes the pseudo-labels), by view (kind of augmented patches).
+            The algorithm's attribute `views` names these views.
+        student: The student's logits for strongly augmented unlabeled patches, by view. Empty if the algorithm's
+            attribute `watches_student` is False.
         index: [rows] positions of the unlabeled patches in the run's list of unlabeled patches.
-        blank: [1, decisions, choices] the labeler's logits for the blank image. None if `needs_blank` is False.
+        blank: [1, decisions, choices] the labeler's logits for the blank image. None if the algorithm's attribute
+            `needs_blank` is False.
     """
 
     labeler: Logits
@@ -105,6 +114,8 @@ class LabelerOutputs:
 @dataclass(frozen=True)
 class LossTerm:
     """Describe one part of the training loss: which targets (pseudo-labels) a network must predict on which view.
+
+    A decision is a patch or, if multi-label, a class of a patch.
 
     Attributes:
         view: Augmented view of the patches on which the network must predict the targets.
@@ -172,9 +183,12 @@ class Algorithm(nn.Module):
         self.config, self.space = config, space
 
     def waits(self, progress: Progress) -> bool:
-        """Return True if the current step must learn from labels only, without the algorithm's loss terms.
+        """Return True if the current training step must learn from labels only, without the algorithm's loss terms.
 
         `observe` still updates the state in such steps. This base class always returns False.
+
+        Args:
+            progress: Number of the current step, and number of all steps.
         """
         return False
 
@@ -189,7 +203,7 @@ class Algorithm(nn.Module):
 
     @classmethod
     def unused_keys(cls) -> tuple[str, ...]:
-        """Return the recipe keys without effect if a run uses this algorithm.
+        """Return the dotted recipe keys, such as `loss.unlabeled`, that change nothing if a run uses this algorithm.
 
         A search over recipes does not vary these keys while it tries the algorithm.
         """
@@ -201,16 +215,18 @@ class Algorithm(nn.Module):
         """Update the algorithm's state, such as running means. Each training step calls this once, before `terms`.
 
         Args:
-            outputs: Predictions of the networks for the batch's patches of all ranks.
-            progress: Current step.
+            outputs: Logits of the networks for the batch's patches of all ranks (training processes).
+            progress: Number of the current step, and number of all steps.
         """
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return the loss terms for some patches, and do not change state. Metrics of pseudo-labels use the first term.
+        """Return the loss terms for some patches: pseudo-labels, and the views on which a network must predict them.
+
+        This changes no state. Metrics of pseudo-labels use the first term.
 
         Args:
-            outputs: Predictions of the networks for some of this rank's patches.
-            progress: Current step.
+            outputs: Logits of the networks for some of this rank's patches.
+            progress: Number of the current step, and number of all steps.
         """
         return []
 
@@ -218,11 +234,12 @@ class Algorithm(nn.Module):
         """Compute the loss on true labels: the cross-entropy, unless an algorithm overrides it.
 
         Args:
-            logits: [rows, decisions, choices] logits of a network.
+            logits: [rows, decisions, choices] logits of a network. Decisions are patches or, if multi-label, classes of
+                patches.
             target: [rows, decisions] labels as ids of choices; `IGNORED` if unknown.
 
         Returns:
-            [rows, decisions] loss of each decision.
+            [rows, decisions] loss of each decision; 0 for unknown labels.
         """
         return cross_entropy(logits, target)
 
@@ -230,7 +247,8 @@ class Algorithm(nn.Module):
         """Compute the loss on pseudo-labels: the cross-entropy, unless an algorithm overrides it.
 
         Args:
-            logits: [rows, decisions, choices] a network's logits for the view of a loss term.
+            logits: [rows, decisions, choices] a network's logits for the view of a loss term. Decisions are patches or,
+                if multi-label, classes of patches.
             target: Target of the term: [rows, decisions] ids of choices, or [rows, decisions, choices] distributions.
 
         Returns:
@@ -239,15 +257,16 @@ class Algorithm(nn.Module):
         return cross_entropy(logits, target)
 
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
-        """Return a network's logits as a loss must use them: unchanged, unless an algorithm overrides this.
+        """Return a network's logits in the form that a loss must use: unchanged, unless an algorithm overrides this.
 
         This must not change the algorithm's state.
 
         Args:
-            logits: [rows, decisions, choices] logits of one network for one view.
+            logits: [rows, decisions, choices] logits of one network for one view. Decisions are patches or, if
+                multi-label, classes of patches.
             role: `labeler` if the network makes the pseudo-labels, else `student`.
             view: Augmented view that the network predicted.
-            progress: Current step.
+            progress: Number of the current step, and number of all steps.
 
         Returns:
             [rows, decisions, choices] adjusted logits.
@@ -255,19 +274,25 @@ class Algorithm(nn.Module):
         return logits
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum over a rank's patches what `regularizer` needs, with gradients. The step adds the sums of all ranks.
+        """Return the sums over a rank's patches from which `regularizer` computes a further loss, with gradients.
+
+        The training step adds the sums of all ranks (training processes).
 
         Args:
             logits: [rows, decisions, choices] a network's logits for the view of a loss term.
             term: Loss term that the network learns from.
 
         Returns:
-            Tensor of sums, with the shape that the algorithm's `regularizer` takes.
+            Tensor of sums, with the shape that the algorithm's `regularizer` takes; one 0 in this base class.
         """
         return logits.new_zeros(())
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Return a scalar to add to a network's loss, from the sums of `statistics` over the patches of all ranks."""
+        """Return a scalar to add to a network's loss; 0 in this base class.
+
+        Args:
+            statistics: Sums that the method `statistics` returned, added over all ranks (training processes).
+        """
         return statistics.sum() * 0.0
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
@@ -277,7 +302,7 @@ class Algorithm(nn.Module):
 
         Args:
             logits: [rows, classes] logits of the patches to predict.
-            blank: [1, classes] logits of the blank image.
+            blank: [1, classes] the same network's logits of the blank image, which has no content.
         """
         return logits
 
@@ -301,9 +326,9 @@ class Running(nn.Module):
         self.register_buffer("started", torch.tensor(start is not None))
 
     def update(self, new: Tensor, where: Tensor | None = None) -> Tensor:
-        """Move the average toward the tensor `new`, and return the average.
+        """Move the average toward the tensor `new`, and return the new average (not a copy).
 
-        Do not change entries for which the mask `where` is False.
+        Do not change entries for which the mask `where` is False. None changes all entries.
         """
         # Use `torch.where`, not `if`: with `if`, the CPU would wait for the GPU at each step.
         new = torch.where(self.started, torch.lerp(new, self.value, self.decay), new)
@@ -315,8 +340,6 @@ class Running(nn.Module):
 def confident(probability: Tensor, threshold: float, band: tuple[float, float] | None) -> Tensor:
     """Select the decisions (patches or, if multi-label, classes of patches) whose prediction is confident.
 
-    The selection has fixed cut-offs on the probability.
-
     Args:
         probability: [rows, decisions, choices] probability of each choice.
         threshold: Least probability of the most probable choice. Used if `band` is None.
@@ -324,7 +347,7 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
             and as "present" at or above the second.
 
     Returns:
-        [rows, decisions] booleans, true for selected decisions.
+        [rows, decisions] booleans, True for selected decisions.
     """
     if band is None:
         return probability.amax(-1) >= threshold
@@ -333,9 +356,10 @@ def confident(probability: Tensor, threshold: float, band: tuple[float, float] |
 
 
 def choose(logits: Tensor) -> Tensor:
-    """Return the id [rows, decisions] of the choice with the largest logit in each decision.
+    """Return the predicted choice in each decision: the id of the choice with the largest logit, [rows, decisions].
 
-    If several choices share the largest logit, return the last of them.
+    If several choices share the largest logit, return the last of them. Decisions are patches, and choices are classes.
+    If multi-label, decisions are classes of patches, and choices are "absent" (0) and "present" (1).
 
     Args:
         logits: [rows, decisions, choices] logits or probabilities.
@@ -345,11 +369,13 @@ def choose(logits: Tensor) -> Tensor:
 
 
 def of_choice(values: Tensor, choices: Tensor) -> Tensor:
-    """Look up the value of each row's choice, such as the threshold of the predicted class.
+    """Look up a value, such as a threshold, for the class that is predicted for each patch.
+
+    If multi-label, look it up for the prediction ("absent" or "present") of each class of each patch.
 
     Args:
-        values: [decisions, choices] value of each choice.
-        choices: [rows, decisions] ids of the rows' choices.
+        values: [decisions, choices] values: [1, classes] or, if multi-label, [classes, 2] for "absent" and "present".
+        choices: [rows, decisions] ids of the predicted choices, with one row for each patch.
 
     Returns:
         [rows, decisions] values.
@@ -358,20 +384,25 @@ def of_choice(values: Tensor, choices: Tensor) -> Tensor:
 
 
 def share(choices: Tensor, count: int) -> Tensor:
-    """Compute for each choice (such as a class) the share of rows that have it.
+    """Compute for each class the share of patches that have it.
+
+    If multi-label, compute for each class the shares of patches for which it is "absent" and "present".
 
     Args:
-        choices: [rows, decisions] ids of the rows' choices.
-        count: Number of choices of a decision.
+        choices: [rows, decisions] ids of the patches' choices: classes (one decision) or, if multi-label, 0 or 1 for
+            each class.
+        count: Number of choices: number of classes or, if multi-label, 2.
 
     Returns:
-        [decisions, choices] shares.
+        [decisions, choices] shares, 0..1.
     """
     return nn.functional.one_hot(choices, count).float().mean(0)
 
 
 def known(targets: Tensor) -> Tensor:
-    """Return floats [rows, decisions] that say which targets of a loss are known: 1 if known, 0 if `IGNORED`.
+    """Return which targets of a loss are known, as floats [rows, decisions]: 1 if known, 0 if `IGNORED`.
+
+    Decisions are patches or, if multi-label, classes of patches.
 
     Args:
         targets: [rows, decisions] ids of choices, or [rows, decisions, choices] distributions, which are always known.

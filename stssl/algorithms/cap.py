@@ -36,8 +36,8 @@ class CapConfig(BaseAlgorithmConfig, AsymmetricConfig):
 
     Attributes:
         rows: Number of unlabeled patches, the last ones predicted, whose probabilities give the quantiles.
-        positive_share: Share of the expected positives to select.
-        negative_share: Share of the expected negatives to select.
+        positive_share: Number of positives to select, divided by the number that labeled patches let expect.
+        negative_share: Number of negatives to select, divided by the number that labeled patches let expect.
         asymmetric: True for the asymmetric loss, False for cross-entropy.
     """
 
@@ -61,7 +61,12 @@ class Cap(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: CapConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create an empty ring buffer for probabilities, and set all cuts (thresholds on a probability) to 0.5."""
+        """Create an empty ring buffer for probabilities. Set all cuts to 0.5.
+
+        The cuts are three thresholds on the probability of each class: for the label, for selected positives and for
+        selected negatives. The frequencies of the classes among the labeled patches, in `facts`, decide the quantiles
+        for them.
+        """
         super().__init__(config, space, facts)
         # Use float64: in float32, the product of a share and the number of rows could round up to the next quantile.
         frequency = facts.prior[:, 1].double()
@@ -75,9 +80,10 @@ class Cap(Algorithm):
         self.register_buffer("cuts", torch.full((3, space.groups), 0.5))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Add the labeler's probabilities of "present" to the ring buffer, and compute the cuts from all in it.
+        """Add the labeler's probabilities of "present" to the ring buffer, and compute the cuts from all that it holds.
 
         The cuts are three thresholds for each class: for the label, for selected positives and for selected negatives.
+        The probabilities are those of the weakly augmented unlabeled patches in `outputs`.
         """
         self.ring.push(presence(outputs.labeler[View.UNLABELED_WEAK]))
         # If both shares are 1, the three cuts are equal. Compute only one: a quantile over the ring buffer is slow.
@@ -86,19 +92,39 @@ class Cap(Algorithm):
         self.cuts.copy_(torch.stack(cuts * 3 if same else cuts))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the selected "present" and "absent" labels from weak views."""
+        """Return one loss term: the networks must predict pseudo-labels on strongly augmented patches.
+
+        The pseudo-labels are "present" or "absent" for each class. They come from the labeler's probabilities on the
+        same patches, weakly augmented. Only the most probable ones on both sides count.
+        """
         p = presence(outputs.labeler[View.UNLABELED_WEAK])
         cut, above, below = self.cuts
         chosen = (p >= above) | (p <= below)
         return [LossTerm(View.UNLABELED_STRONG, (p >= cut).long(), chosen.float(), by_weight=True)]
 
     def supervised_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [rows, decisions] of each decision on true labels: asymmetric loss or cross-entropy."""
+        """Compute the loss on true labels: the asymmetric loss or, if `asymmetric` is set to False, the cross-entropy.
+
+        Args:
+            logits: [rows, classes, 2] logits of "absent" and "present" for each class.
+            target: [rows, classes] 1 for "present", 0 for "absent"; `IGNORED` if unknown.
+
+        Returns:
+            [rows, classes] losses; 0 for unknown labels.
+        """
         config = self.config
         if not config.asymmetric:
             return cross_entropy(logits, target)
         return asymmetric(logits, target, **{name: getattr(config, name) for name in AsymmetricConfig.model_fields})
 
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss [rows, decisions] on pseudo-labels by the same formula as on true labels."""
+        """Compute the loss on pseudo-labels, by the same formula as the loss on true labels.
+
+        Args:
+            logits: [rows, classes, 2] logits of "absent" and "present" for each class.
+            target: [rows, classes] 1 for "present", 0 for "absent".
+
+        Returns:
+            [rows, classes] losses.
+        """
         return self.supervised_loss(logits, target)

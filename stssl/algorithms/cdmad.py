@@ -44,7 +44,10 @@ class CdmadConfig(CutoffConfig):
 
 
 class Cdmad(FixMatch):
-    """Run FixMatch with targets from the labeler's logits minus its bias, which are its logits for a blank image."""
+    """Run FixMatch with corrected pseudo-labels: the labeler's bias is subtracted from its logits.
+
+    The labeler is the network that makes the pseudo-labels. Its bias toward classes is its logits for a blank image.
+    """
 
     config_type = CdmadConfig
     config: CdmadConfig
@@ -52,21 +55,38 @@ class Cdmad(FixMatch):
     needs_blank: ClassVar[bool] = True
 
     def __init__(self, config: CdmadConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the buffer for the labeler's bias toward each class, with all values 0."""
+        """Create the buffer for the labeler's bias toward each class, with all values 0.
+
+        The labeler is the network that makes the pseudo-labels.
+        """
         super().__init__(config, space, facts)
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(space.groups, space.choices))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Store the labeler's logits for the blank image as its bias, from step `debias_after` on."""
+        """Store the labeler's logits for the blank image as its bias toward classes, from step `debias_after` on.
+
+        Args:
+            outputs: Logits of the networks, with those for the blank image.
+            progress: Number of the current step, and number of all steps.
+        """
         if outputs.blank is not None and progress.step >= self.config.debias_after:
             self.bias.copy_(outputs.blank.mean(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's loss term (predict confident pseudo-labels), with the bias subtracted from the logits."""
+        """Return one loss term: the networks must predict confident pseudo-labels on strongly augmented patches.
+
+        The labeler makes the pseudo-labels from its logits for the same patches, weakly augmented, minus its bias
+        toward classes.
+        """
         weak = outputs.labeler[View.UNLABELED_WEAK] - self.bias
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
     def calibrate(self, logits: Tensor, blank: Tensor) -> Tensor:
-        """Return a network's logits [rows, classes] minus its bias: its logits [1, classes] for the blank image."""
+        """Return a network's logits minus its bias toward classes, which is its logits for a blank image.
+
+        Args:
+            logits: [rows, classes] logits of the patches to predict.
+            blank: [1, classes] the same network's logits of the blank image.
+        """
         return logits - blank

@@ -30,7 +30,11 @@ class DeFixMatch(FixMatch):
     strong_labeled: ClassVar[bool] = True
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return FixMatch's loss term on unlabeled data, and the same on labeled data, which is to be subtracted."""
+        """Return two loss terms: one on unlabeled patches as in FixMatch, and one on labeled patches, to be subtracted.
+
+        In both, the networks must predict on strongly augmented patches the confident pseudo-labels that the labeler
+        gives for the same patches, weakly augmented. True labels are not used.
+        """
         weak = outputs.labeler[View.LABELED_WEAK]
         twin = LossTerm(View.LABELED_STRONG, self.config.label(weak), self.select(weak), sign=-1.0)
         return [*super().terms(outputs, progress), twin]

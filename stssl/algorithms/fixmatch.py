@@ -38,13 +38,19 @@ class FixMatchConfig(CutoffConfig):
 
 
 class FixMatch(Algorithm):
-    """Make pseudo-labels from confident predictions on weak views, as targets of the cross-entropy on strong views."""
+    """Make pseudo-labels from confident predictions on weakly augmented patches.
+
+    They are targets of the cross-entropy on the same patches, strongly augmented.
+    """
 
     config_type: ClassVar[type[BaseAlgorithmConfig]] = FixMatchConfig
     config: CutoffConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the confident pseudo-labels that weak views give."""
+        """Return one loss term: the networks must predict confident pseudo-labels on strongly augmented patches.
+
+        The labeler makes the pseudo-labels from its logits for the same patches, weakly augmented.
+        """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), self.select(weak))]
 
@@ -52,7 +58,8 @@ class FixMatch(Algorithm):
         """Return the weight [rows, decisions] of each pseudo-label: 1 if its probability passes the cut-offs, else 0.
 
         Args:
-            weak: [rows, decisions, choices] the labeler's logits of weak views.
+            weak: [rows, decisions, choices] logits of the labeler (the network that makes the pseudo-labels) for weakly
+                augmented patches. Decisions are patches or, if multi-label, classes of patches.
         """
         band = self.space.band(self.config.absent_below, self.config.present_above)
         return confident(weak.softmax(-1), self.config.threshold, band).float()

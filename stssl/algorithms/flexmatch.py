@@ -32,7 +32,8 @@ class FlexMatchConfig(LabelConfig):
     """Define the settings of FlexMatch: its largest threshold and its warm-up.
 
     Attributes:
-        threshold: Least probability for the choice with the largest count. Other choices have a lower threshold.
+        threshold: Least probability for the choice (such as a class) with the most confident labels. Other choices have
+            a lower threshold.
         count_unused: True to use the paper's warm-up: thresholds are low while many samples were never confident.
     """
 
@@ -49,7 +50,11 @@ class FlexMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: FlexMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the counts of confident labels, all 0, and a table of each unlabeled patch's last confident label."""
+        """Create the tables of the last confident label of each unlabeled patch, and of the count for each class.
+
+        At first, no patch has a confident label, and all counts are 0. If multi-label, each class counts "absent" and
+        "present".
+        """
         super().__init__(config, space, facts)
         self.last: Tensor
         self.counts: Tensor
@@ -58,9 +63,10 @@ class FlexMatch(Algorithm):
         self.register_buffer("counts", torch.zeros(space.groups, space.choices, dtype=torch.int64))
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Store each patch's last confident pseudo-label, and count for each choice the patches that have it.
+        """Store the last confident pseudo-label of each unlabeled patch, and count the patches with each class.
 
-        The counts set the thresholds.
+        If multi-label, count for each class the patches with "absent" and with "present". The counts set the
+        thresholds. `outputs` has the labeler's logits for weakly augmented patches, and the numbers of these patches.
         """
         # A patch may be several times in the batch, and its last row must win on any number of ranks: sort the rows by
         # patch, with each patch's rows in the order of the batch.
@@ -78,19 +84,21 @@ class FlexMatch(Algorithm):
         self.counts.add_(((self._one_hot(new) - self._one_hot(old)) * once).sum(0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the pseudo-labels that weak views give.
+        """Return one loss term: the networks must predict confident pseudo-labels on strongly augmented patches.
 
-        Only pseudo-labels whose confidence reaches the threshold of their choice (such as a class) count.
+        The labeler makes the pseudo-labels from its logits for the same patches, weakly augmented. Only those count
+        whose confidence reaches the threshold of their choice: a class or, if multi-label, "absent" or "present".
         """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         chosen = weak.softmax(-1).amax(-1) >= of_choice(self.thresholds(), choose(weak))
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def thresholds(self) -> Tensor:
-        """Compute the confidence threshold [decisions, choices] of each choice from the counts of confident labels.
+        """Return the confidence threshold [decisions, choices] of each class, from the counts of confident labels.
 
-        The largest count gives the configured threshold, smaller counts give lower ones. With `count_unused`, the
-        number of patches without a confident label is one of the counts.
+        If multi-label, each class has thresholds for "absent" and "present". The largest count gives the configured
+        threshold, smaller counts give lower ones. With `count_unused`, the number of patches without a confident label
+        is also a count.
         """
         most = self.counts.amax(-1, keepdim=True)
         if self.config.count_unused:
@@ -99,6 +107,9 @@ class FlexMatch(Algorithm):
         return self.config.threshold * status / (2 - status)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """Return choice ids [rows, decisions] as one-hot vectors [rows, decisions, choices]; zeros for `IGNORED`."""
+        """Return ids of choices [rows, decisions] as one-hot vectors [rows, decisions, choices]; zeros for `IGNORED`.
+
+        A choice is a class or, if multi-label, "absent" or "present".
+        """
         found: Tensor = functional.one_hot(ids.clamp_min(0), self.space.choices) * (ids != IGNORED)[..., None]
         return found

@@ -65,7 +65,8 @@ class FreeMatchConfig(LabelConfig):
 class FreeMatch(Algorithm):
     """Select pseudo-labels by thresholds that follow the labeler's confidence, and add a fairness term to the loss.
 
-    The term makes predictions on selected patches follow the labeler's mean prediction.
+    The labeler is the network that makes the pseudo-labels. The paper adds the fairness term so that predictions on
+    selected patches follow the labeler's mean prediction.
     """
 
     config_type = FreeMatchConfig
@@ -75,7 +76,11 @@ class FreeMatch(Algorithm):
     regularized: ClassVar[bool] = True
 
     def __init__(self, config: FreeMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the running confidence, marginal and histogram of the labeler; with n choices, all start at 1 / n."""
+        """Create three running values of the labeler, the network that makes the pseudo-labels.
+
+        They are its confidence, its mean prediction (marginal), and the share of patches for which it predicts each
+        class (histogram). With n classes, all start at 1 / n; if multi-label, at 1 / 2.
+        """
         super().__init__(config, space, facts)
         shape, even = (space.groups, space.choices), 1 / space.choices
         self.confidence = Running(config.ema_decay, shape[:1], even)
@@ -83,11 +88,18 @@ class FreeMatch(Algorithm):
         self.histogram = Running(config.ema_decay, shape, even)
 
     def waits(self, progress: Progress) -> bool:
-        """Return True if the current step is one of the first `supervised_steps`, which learn from labels only."""
+        """Return True if the current step is one of the first `supervised_steps`, which learn from labels only.
+
+        `progress` has the number of the current step.
+        """
         return progress.step < self.config.supervised_steps
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the labeler's running confidence, mean prediction (marginal), and share of each choice (histogram)."""
+        """Update the labeler's running values with its logits for a batch of weakly augmented unlabeled patches.
+
+        They are its confidence, its mean prediction (marginal), and the share of patches for which it predicts each
+        class (histogram).
+        """
         p = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         top, quantile = p.amax(-1), self.config.quantile
         value = self.confidence.update(top.mean(0) if quantile is None else top.quantile(quantile, dim=0))
@@ -97,9 +109,10 @@ class FreeMatch(Algorithm):
         self.histogram.update(share(choose(p), self.space.choices))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the pseudo-labels that weak views give.
+        """Return one loss term: the networks must predict confident pseudo-labels on strongly augmented patches.
 
-        Only pseudo-labels whose confidence reaches the threshold of their choice (such as a class) count.
+        The labeler makes the pseudo-labels from its logits for the same patches, weakly augmented. Only those count
+        whose confidence reaches the threshold of their choice: a class or, if multi-label, "absent" or "present".
         """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         marginal = self.marginal.value
@@ -108,23 +121,36 @@ class FreeMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), chosen.float())]
 
     def statistics(self, logits: Tensor, term: LossTerm) -> Tensor:
-        """Sum a network's predictions on the selected patches, for the fairness term.
+        """Sum a network's predictions over the selected patches of this rank (training process), for the fairness term.
+
+        Decisions are patches or, if multi-label, classes of patches.
 
         Args:
-            logits: [rows, decisions, choices] the network's logits for strong views.
+            logits: [rows, decisions, choices] the network's logits for strongly augmented patches.
             term: Loss term, whose weights are above 0 for selected patches.
 
         Returns:
-            [2, decisions, choices]: the sum of the probabilities, and the number of patches with each predicted choice.
+            [2, decisions, choices]: sum of the probabilities, and number of selected patches with each predicted
+                choice.
         """
         p, selected = logits.softmax(-1), (term.weight > 0).float()[..., None]
         choices = torch.nn.functional.one_hot(choose(p.detach()), p.shape[-1])
         return torch.stack([(p * selected).sum(0), (choices * selected).sum(0)])
 
     def regularizer(self, statistics: Tensor) -> Tensor:
-        """Return the fairness term times its weight, from the sums of `statistics` over the patches of all ranks."""
+        """Return the fairness term times its weight: a scalar to add to a network's loss.
+
+        Args:
+            statistics: [2, decisions, choices] sums that the method `statistics` returned, added over all ranks.
+        """
         return self.fairness(statistics) * self.config.fairness_weight
 
     def fairness(self, statistics: Tensor) -> Tensor:
-        """Return the fairness term, a scalar, from the sums [2, decisions, choices] that `statistics` returns."""
+        """Return the fairness term, a scalar: minus the cross-entropy of the labeler's and a network's mean prediction.
+
+        The network's mean is that over the selected patches. Both are divided by how often each class is predicted.
+
+        Args:
+            statistics: [2, decisions, choices] sums that the method `statistics` returned, added over all ranks.
+        """
         return fairness(statistics[0], statistics[1], self.marginal.value, self.histogram.value)

@@ -31,7 +31,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: [rows, decisions, choices] logits.
-        target: [rows, decisions] choice ids (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
+        target: [rows, decisions] ids of choices (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
 
     Returns:
         [rows, decisions] losses; 0 for ignored targets.
@@ -45,11 +45,13 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared error between predicted probabilities and targets, averaged over the choices of a decision.
+    """Compute the squared error of each decision (a patch or, if multi-label, a class of a patch).
+
+    The error lies between predicted probabilities and targets, and is averaged over the choices of a decision.
 
     Args:
-        logits: [rows, decisions, choices] logits.
-        target: [rows, decisions] choice ids (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
+        logits: [rows, decisions, choices] logits of the predictions.
+        target: [rows, decisions] ids of choices (`IGNORED` if unknown), or [rows, decisions, choices] distributions.
 
     Returns:
         [rows, decisions] losses; 0 for ignored targets.
@@ -91,9 +93,11 @@ def asymmetric(
 ) -> Tensor:
     """Compute the asymmetric loss of multi-label decisions (Ridnik et al., ICCV 2021, arXiv:2009.14119).
 
+    A decision is a class of a patch.
+
     Args:
-        logits: [rows, decisions, 2] logits; the second choice is "present".
-        target: [rows, decisions] choice ids, or [rows, decisions, 2] distributions.
+        logits: [rows, decisions, 2] logits of "absent" and "present".
+        target: [rows, decisions] 1 (present), 0 (absent) or `IGNORED`; or [rows, decisions, 2] distributions.
         gamma_negative: Exponent of the focusing weight of negatives. A larger value makes easy negatives count less.
         gamma_positive: Exponent of the focusing weight of positives.
         clip: Number to add to the probability of "absent". With it, very easy negatives have no loss.
@@ -126,7 +130,9 @@ def presence(logits: Tensor) -> Tensor:
 
 
 def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, float]:
-    """Compute the distance between the student's and the teacher's context vectors, a loss for distillation.
+    """Compute the distance between the student's and the teacher's context vectors (encoded place and date).
+
+    It is a loss for distillation.
 
     Args:
         kind: `mse` and `mae` sum errors over all entries. `cosine` sums minus the cosine similarity over rows. Other
@@ -151,6 +157,8 @@ def distance(kind: Distance, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, float]:
     """Compute the Kullback-Leibler divergence KL(teacher || student) of softened predictions (Hinton et al. 2015).
 
+    A decision is a patch or, if multi-label, a class of a patch.
+
     Args:
         student: [rows, decisions, choices] logits of the student.
         teacher: [rows, decisions, choices] logits of the teacher. No gradients flow into them.
@@ -171,12 +179,14 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
     The term is sum(p log q): minus the cross-entropy of two distributions. p is the marginal divided by the histogram,
     then normalized. q is the mean prediction for the selected rows, divided by the share of these rows that predict
     each choice, then normalized. Where a divisor is 0, the quotient is 0. The sign is that of the paper and its code.
+    Rows are patches, and choices are classes; if multi-label, each class is a decision with two choices.
 
     Args:
         total: [decisions, choices] sum of the probabilities that a network predicts for selected rows.
-        count: [decisions, choices] number of selected rows whose most probable choice it is. No gradients flow into it.
+        count: [decisions, choices] number of selected rows for which the choice is the most probable one. No gradients
+            flow into it.
         marginal: [decisions, choices] running mean of the probabilities that the labeler predicts.
-        histogram: [decisions, choices] running share of rows for which it is the labeler's most probable choice.
+        histogram: [decisions, choices] running share of rows for which the choice is the labeler's most probable one.
 
     Returns:
         The sum over decisions. A decision without a selected row adds 0.
@@ -191,11 +201,14 @@ def fairness(total: Tensor, count: Tensor, marginal: Tensor, histogram: Tensor) 
 
 
 def normalized(positive: Tensor) -> Tensor:
-    """Return non-negative values divided by their sum over the last axis, which makes them a distribution."""
+    """Return non-negative values divided by their sum over the last axis, so that each row is a distribution.
+
+    A row whose sum is 0 gives NaN.
+    """
     return positive / positive.sum(-1, keepdim=True)
 
 
 def _inverse(value: Tensor) -> Tensor:
-    """Return 1 / value for each entry of a tensor, and 0 where the value is 0."""
+    """Return 1 / value for each entry of a tensor, and 0 where the entry is not above 0."""
     # `where` computes both branches. Without the clamp, 1 / 0 would be infinite, and its masked gradient NaN.
     return torch.where(value > 0, 1 / value.clamp_min(torch.finfo(value.dtype).tiny), 0.0)

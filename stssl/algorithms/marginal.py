@@ -24,9 +24,10 @@ ALIGNMENT_FLOOR = 1e-6
 
 
 class TargetMarginal(nn.Module):
-    """Store the class distribution [decisions, choices] that an algorithm wants the mean prediction to have.
+    """Store the class distribution that an algorithm wants the mean prediction to have.
 
-    If its name is `predicted`, it is a running mean; else it is constant.
+    It is [1, classes] or, if multi-label, [classes, 2] for "absent" and "present". If its name is `predicted`, it is a
+    running mean; else it is constant.
     """
 
     def __init__(self, name: TargetName, decay: float, space: LabelSpace, facts: DataFacts) -> None:
@@ -35,7 +36,7 @@ class TargetMarginal(nn.Module):
         Args:
             name: Kind of distribution: `labeled` (frequencies of the labels), `uniform` (equal shares), or `predicted`
                 (the running mean of predictions on labeled data).
-            decay: Share of the old running mean that a step keeps; used for `predicted`.
+            decay: Share of the old running mean that a training step keeps; used for `predicted`.
             space: Classes of the task, and whether it is single-label or multi-label.
             facts: Facts about the training data, such as the frequencies of the labels.
         """
@@ -52,11 +53,17 @@ class TargetMarginal(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """Return the class distribution [decisions, choices] that predictions should have at the current step."""
+        """Return the class distribution that predictions should have at the current step.
+
+        The shape is [1, classes] or, if multi-label, [classes, 2].
+        """
         return self.running.value
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Update the running mean of predictions on labeled weak views; do nothing if the name is not `predicted`."""
+        """Update the running mean of predictions on labeled patches. Do nothing if the distribution is constant.
+
+        `outputs` has the labeler's logits for weakly augmented labeled patches.
+        """
         if self.follows:
             self.running.update(outputs.labeler[View.LABELED_WEAK].softmax(-1).mean(0))
 
@@ -64,7 +71,8 @@ class TargetMarginal(nn.Module):
 def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
     """Scale predicted probabilities so that their mean is near a target: distribution alignment (arXiv:1911.09785).
 
-    Multiply the probabilities by target / marginal, and normalize them over the choices.
+    Multiply the probabilities by target / marginal, and normalize them over the choices: classes or, if multi-label,
+    "absent" and "present" of each class.
 
     Args:
         p: [rows, decisions, choices] probabilities.
@@ -78,8 +86,12 @@ def align(p: Tensor, target: Tensor, marginal: Tensor) -> Tensor:
 
 
 def tempered(prior: Tensor, exponent: float) -> Tensor:
-    """Return a class distribution [decisions, choices] raised to a power and normalized over the choices.
+    """Return a class distribution raised to a power and normalized, in the same shape.
 
     An exponent below 1 makes the distribution more uniform.
+
+    Args:
+        prior: [decisions, choices] class distribution: [1, classes] or, if multi-label, [classes, 2].
+        exponent: The power.
     """
     return normalized(prior.clamp_min(torch.finfo(prior.dtype).tiny) ** exponent)

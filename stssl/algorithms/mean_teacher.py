@@ -36,15 +36,19 @@ class MeanTeacherConfig(BaseAlgorithmConfig):
 
 
 class MeanTeacher(Algorithm):
-    """Train a network to predict on strong views what the labeler with averaged weights predicts on weak views."""
+    """Train a network to predict on strongly augmented patches the labeler's predictions on weakly augmented patches.
+
+    The labeler, the network that makes the pseudo-labels, has averaged weights.
+    """
 
     config_type = MeanTeacherConfig
     config: MeanTeacherConfig
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views the labeler's probabilities on weak views.
+        """Return one loss term: the networks must predict the labeler's probabilities on strongly augmented patches.
 
-        The weight of the term grows over the first steps.
+        The labeler, the network with averaged weights, predicts them on the same patches, weakly augmented. The weight
+        of the term grows over the first steps, as `progress` says.
         """
         target = outputs.labeler[View.UNLABELED_WEAK].softmax(-1)
         missing = 1 - min(1.0, progress.step / max(1, self.config.ramp_up))
@@ -54,8 +58,11 @@ class MeanTeacher(Algorithm):
     def unlabeled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the squared error [rows, decisions] between predicted and target probabilities, averaged over choices.
 
+        Decisions are patches, and choices are classes; if multi-label, each class of a patch is a decision.
+
         Args:
-            logits: [rows, decisions, choices] logits for strong views; their softmax is compared with the target.
+            logits: [rows, decisions, choices] logits for strongly augmented patches. Their softmax is compared with the
+                target.
             target: [rows, decisions, choices] probabilities.
         """
         return squared_error(logits, target)

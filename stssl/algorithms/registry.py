@@ -12,6 +12,9 @@ from stssl.algorithms.names import NAMES
 def import_algorithm(name: str) -> type[Algorithm]:
     """Import an algorithm's file and return the subclass of `Algorithm` that it defines.
 
+    Args:
+        name: Name of the algorithm, which is also the name of its file.
+
     Raises:
         TypeError: The file does not define exactly one subclass, or the name in its configuration differs.
     """

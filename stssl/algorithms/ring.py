@@ -39,7 +39,7 @@ class Ring(nn.Module):
         return min(self.pushed, self.values.shape[1])
 
     def push(self, rows: Tensor) -> None:
-        """Store new rows [rows, columns] in the ring buffer. If it is full, they replace the oldest rows.
+        """Store new rows [n, columns] in the ring buffer. If it is full, they replace the oldest rows.
 
         If there are more new rows than the buffer can hold, store only the last of them.
         """
@@ -50,12 +50,12 @@ class Ring(nn.Module):
         self.pushed += len(rows)
 
     def quantile(self, share: Tensor) -> Tensor:
-        """Compute one quantile of each column over the rows in the ring buffer.
+        """Compute one quantile of each column over the rows in the ring buffer, which must have at least one row.
 
         Of n values in ascending order, this is the value at index clamp(floor(n * share), 0, n - 1).
 
         Args:
-            share: [columns] shares as float64, 0..1.
+            share: [columns] quantile to compute for each column, as float64, 0..1.
 
         Returns:
             [columns] quantiles as float32.

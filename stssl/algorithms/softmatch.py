@@ -64,9 +64,10 @@ class SoftMatch(Algorithm):
     stateful: ClassVar[bool] = True
 
     def __init__(self, config: SoftMatchConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the target distribution, and running values of the mean prediction and the confidence.
+        """Create the class distribution that predictions should have, and running values of the labeler's predictions.
 
-        With n choices, the confidence starts with mean 1 / n and variance 1.
+        The running values are its mean prediction, and the mean and variance of its confidence. With n classes, the
+        mean confidence starts at 1 / n (if multi-label, at 1 / 2), and the variance at 1.
         """
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
@@ -77,9 +78,10 @@ class SoftMatch(Algorithm):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the target distribution and the mean prediction; then the mean and variance of the aligned confidence.
+        """Update the wanted class distribution, the labeler's mean prediction, and its confidence's mean and variance.
 
-        The order matters, because the confidence is aligned with both distributions.
+        The confidence comes last, because it is computed from probabilities that both distributions scale. `outputs`
+        has the labeler's logits for weakly augmented patches.
         """
         self.target.observe(outputs)
         weak = outputs.labeler[View.UNLABELED_WEAK]
@@ -94,7 +96,11 @@ class SoftMatch(Algorithm):
         self.variance.update(torch.where(count > 1, squares / (count - 1).clamp_min(1), 1.0))
 
     def terms(self, outputs: LabelerOutputs, progress: Progress) -> list[LossTerm]:
-        """Return one loss term: predict on strong views all pseudo-labels from weak views, weighted by confidence."""
+        """Return one loss term: the networks must predict pseudo-labels on strongly augmented patches.
+
+        The labeler makes the pseudo-labels from its logits for the same patches, weakly augmented. All count, but their
+        weight is lower if their confidence is below the mean confidence.
+        """
         weak = outputs.labeler[View.UNLABELED_WEAK]
         top, column = self._confidence(weak)
         mean, variance = of_choice(self.mean.value, column), of_choice(self.variance.value, column)
@@ -104,10 +110,13 @@ class SoftMatch(Algorithm):
         return [LossTerm(View.UNLABELED_STRONG, self.config.label(weak), weight)]
 
     def aligned(self, weak: Tensor) -> Tensor:
-        """Return the labeler's probabilities on weak views. If `align` is set, scale them to the target distribution.
+        """Return the labeler's probabilities on weakly augmented patches.
+
+        If the setting `align` is True, scale them so that their mean follows the wanted class distribution.
 
         Args:
-            weak: [rows, decisions, choices] the labeler's logits of weak views.
+            weak: [rows, decisions, choices] logits of the labeler (the network that makes the pseudo-labels). Decisions
+                are patches or, if multi-label, classes of patches.
 
         Returns:
             [rows, decisions, choices] probabilities.
@@ -121,10 +130,11 @@ class SoftMatch(Algorithm):
         With `by_side`, the column is the predicted choice, "absent" or "present"; otherwise it is 0.
 
         Args:
-            weak: [rows, decisions, choices] the labeler's logits of weak views.
+            weak: [rows, decisions, choices] logits of the labeler (the network that makes the pseudo-labels) for weakly
+                augmented patches. Decisions are patches or, if multi-label, classes of patches.
 
         Returns:
-            [rows, decisions] confidences and [rows, decisions] numbers of columns.
+            [rows, decisions] confidences (highest probabilities), and [rows, decisions] numbers of columns.
         """
         p = self.aligned(weak)
         choices = choose(p)

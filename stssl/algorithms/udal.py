@@ -64,9 +64,10 @@ class Udal(FixMatch):
     watches_student: ClassVar[bool] = True
 
     def __init__(self, config: UdalConfig, space: LabelSpace, facts: DataFacts) -> None:
-        """Create the target distribution, and the running mean predictions of the labeler and of the student.
+        """Create the class distribution that predictions should have, and the networks' running mean predictions.
 
-        The means have no values before the first batch.
+        There is one mean for the labeler (the network that makes the pseudo-labels), and one for the student. The means
+        have no values before the first batch.
         """
         super().__init__(config, space, facts)
         self.target = TargetMarginal(config.target, config.ema_decay, space, facts)
@@ -75,7 +76,10 @@ class Udal(FixMatch):
         self.views = Algorithm.views | self.target.views
 
     def observe(self, outputs: LabelerOutputs, progress: Progress) -> None:
-        """Update the target distribution, and the running mean predictions of the labeler and of the student."""
+        """Update the wanted class distribution, and the running mean predictions of the labeler and of the student.
+
+        `outputs` has the logits of both networks for the batch.
+        """
         self.target.observe(outputs)
         self.labeler.update(outputs.labeler[View.UNLABELED_WEAK].softmax(-1).mean(0))
         for strong in outputs.student.values():
@@ -84,14 +88,14 @@ class Udal(FixMatch):
     def adjust(self, logits: Tensor, role: LossRole, view: View, progress: Progress) -> Tensor:
         """Return logits with log(q / target^a) added, where q is a class distribution and a this step's exponent.
 
-        For views of unlabeled patches, q is the running mean prediction of the network; for views of labeled patches,
-        it is the target distribution.
+        The target is the class distribution that predictions should have. For views of unlabeled patches, q is the
+        running mean prediction of the network; for views of labeled patches, it is the target.
 
         Args:
             logits: [rows, decisions, choices] logits of one network for one view.
             role: `labeler` if the network makes the pseudo-labels, else `student`.
             view: Augmented view that the network predicted.
-            progress: Current step, which sets the exponent.
+            progress: Number of the current step and of all steps, which set the exponent.
 
         Returns:
             [rows, decisions, choices] shifted logits.
@@ -103,13 +107,14 @@ class Udal(FixMatch):
         return logits + self.space.grouped(self.space.outputs(shift))
 
     def ratio(self, q: Tensor, progress: Progress) -> Tensor:
-        """Return the ratio [decisions, choices] of a class distribution q and a power of the target distribution.
+        """Return the ratio q / target^a of two class distributions, [decisions, choices].
 
-        The ratio is q / target^a, where target^a is normalized over the choices. `adjust` adds its logarithm to logits.
+        The target is the class distribution that predictions should have; target^a is normalized over the choices. The
+        logarithm of the ratio is added to logits.
 
         Args:
-            q: [decisions, choices] class distribution.
-            progress: Current step, which sets the exponent a.
+            q: [decisions, choices] class distribution: [1, classes] or, if multi-label, [classes, 2].
+            progress: Number of the current step and of all steps, which set the exponent a.
         """
         exponent = 1 - (1 - self.config.least_exponent) * progress.fraction**self.config.power
         return q / (tempered(self.target.value, exponent) + FLOOR)

@@ -29,7 +29,7 @@ class FinishedRows:
         self.plan, self.missing = plan, set(missing)
 
     def add(self, number: int) -> None:
-        """Record that the block `number` is finished."""
+        """Record that the block `number`, a group of windows, is finished."""
         self.missing.discard(number)
 
     @property

@@ -83,7 +83,7 @@ def run_on_ray(
 
 
 class ReadAhead:
-    """Predict blocks in a Ray worker. Meanwhile, a thread reads the block that the worker will probably get next."""
+    """Predict blocks (groups of windows) in a Ray worker, while a thread reads the block that probably comes next."""
 
     def __init__(self, predictor: BlockPredictor) -> None:
         """Store the predictor. Do not read a block yet.

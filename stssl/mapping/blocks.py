@@ -169,7 +169,10 @@ class BlockInput:
 
 
 class BlockPredictor:
-    """Read blocks of a scene from its files, and predict them. One thread may read while another one predicts."""
+    """Read blocks (groups of windows) of a scene from its files, and predict them.
+
+    One thread may read while another one predicts.
+    """
 
     def __init__(
         self, scene: Scene, plan: BlockPlan, ensemble: Ensemble, *, batch: int, models: Sequence[str] = ()

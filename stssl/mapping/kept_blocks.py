@@ -29,14 +29,17 @@ PLAN = "plan.json"
 
 
 class KeptBlocks:
-    """Write and read the predictions of one map's finished blocks in a hidden folder beside the map."""
+    """Write and read the predictions of one map's finished blocks in a hidden folder beside the map.
+
+    A block is a group of windows (parts of the scene that a student classifies).
+    """
 
     def __init__(self, out: Path, plan: BlockPlan) -> None:
-        """Choose the folder of the blocks. Write nothing yet.
+        """Choose the folder in which the predictions of the map's blocks will lie. Write nothing yet.
 
         Args:
             out: Path of the map.
-            plan: Blocks of the map.
+            plan: Blocks (groups of windows) of the map.
         """
         self.out, self.plan = out, plan
         self.folder = out.with_name(f".{out.name}.parts")
@@ -125,7 +128,7 @@ class KeptBlocks:
         return [number for number in range(self.plan.count) if self._read(number) is None]
 
     def block(self, number: int) -> BlockResult:
-        """Return the predictions of a finished block, from its file or from memory.
+        """Return the predictions of the finished block `number`, from its file or from memory.
 
         About two rows of blocks stay in memory, because neighboring pixels of the map need the same blocks.
 
@@ -203,7 +206,7 @@ class KeptBlocks:
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the folder with all saved blocks of the map."""
+        """Remove the folder with all saved blocks of the map, and the temporary files in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

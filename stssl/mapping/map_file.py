@@ -147,7 +147,7 @@ class MapFile:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Return a context that turns GDAL's errors of writing into a `RunError` of one line."""
+        """Return a context that turns GDAL's errors of writing into a `RunError` whose message is one line."""
         try:
             yield
         except READ_ERRORS as error:
@@ -179,9 +179,9 @@ def _silent() -> Iterator[None]:
 
 
 def request_of(path: Path) -> str | None:
-    """Return the hash of the request (models, scene, options) that made a map.
+    """Return the hash of the request (models, scene, options) that made a map, from the metadata of the map's file.
 
-    Return None if the file is no map of this program, or is damaged.
+    Return None if the file `path` is no map of this program, or is damaged.
     """
     try:
         with quiet(), rasterio.open(path, driver="GTiff", sharing=False) as file:

@@ -124,7 +124,10 @@ def predict_scene(
 
 
 def _device(options: MapOptions) -> torch.device:
-    """Return the device of a prediction in this process. With Ray, return the CPU: `gpus` decides for each task.
+    """Return the device for a prediction in this process. With Ray, return the CPU: `gpus` decides for each task.
+
+    Args:
+        options: Options of the prediction, such as `device`, `workers` and `gpus`.
 
     Raises:
         ConfigError: The options contradict each other, or the device does not exist.

@@ -10,10 +10,10 @@ from stssl.base.arrays import Floats, Ints
 
 @dataclass(frozen=True)
 class WindowAxis:
-    """Describe windows along one axis of a scene (its rows or its columns), all at the same distance.
+    """Describe windows (parts of a scene that a student classifies) along the scene's rows or columns.
 
-    The stride divides the scene into cells. Each window has its cell near its middle, and reaches over the scene's edge
-    at the first and last cells.
+    All windows have the same distance, the stride. It divides the scene into cells. Each window has its cell near its
+    middle, and reaches over the scene's edge at the first and last cells.
 
     Attributes:
         size: Length of the scene in pixels.
@@ -61,7 +61,7 @@ class WindowAxis:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Describe windows that lie over a scene in rows and columns.
+    """Describe windows (parts of a scene that a student classifies), which lie over a scene in rows and columns.
 
     Attributes:
         down: Windows along the height of the scene.

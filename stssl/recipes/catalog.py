@@ -22,7 +22,7 @@ HIDDEN = ("base",)
 
 @cache
 def recipe_folder() -> Path:
-    """Return the folder with the package's recipes: `experiments` in a checkout, or its copy in an installed package."""
+    """Return the folder of the package's recipes: `experiments` in a checkout, or its copy in an installed package."""
     return CHECKOUT if (CHECKOUT / "base").is_dir() else INSTALLED
 
 

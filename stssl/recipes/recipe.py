@@ -150,8 +150,8 @@ class RunRecipe(Config):
     def _settled(self, info: ValidationInfo) -> "RunRecipe":
         """Return the recipe with an absolute path of the storage folder.
 
-        If its weights come from another run (`run:NAME`), they get an absolute path in this folder, too. If the reader of
-        the recipe wants paths as they are written, return it unchanged.
+        If its weights come from another run (`run:NAME`), they get an absolute path in this folder, too. If the recipe
+        must keep its paths as they are written, return it unchanged.
         """
         if info.context == ELSEWHERE:
             return self
@@ -166,7 +166,7 @@ class RunRecipe(Config):
         return self.model_copy(update=parts)
 
     def tree(self) -> Tree:
-        """Return the keys and values of the recipe as a nested dict of plain values and lists, including all defaults."""
+        """Return the recipe's keys and values as a nested dict of lists and plain values, including all defaults."""
         # Go through JSON, because it turns tuples into lists: a recipe file has only lists.
         tree: Tree = json.loads(self.model_dump_json())
         return tree

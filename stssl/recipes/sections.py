@@ -251,10 +251,10 @@ class LoggingConfig(Config):
 
 
 def _default(union: object, name: str) -> Any:
-    """Return a section of a recipe, such as the injection, with default values.
+    """Return a section of a recipe, such as `model.injection`, with default values.
 
     Args:
         union: Type annotation that joins the section's settings classes, one for each kind.
-        name: Name of the kind.
+        name: Name of the kind, such as `token`.
     """
     return next(part for part in config_types(union) if part_name(part) == name)()

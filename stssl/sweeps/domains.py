@@ -40,7 +40,9 @@ FIRST = ("model.metadata", "model.injection.name", "loss.distance")
 
 @dataclass(frozen=True)
 class Found:
-    """Describe a recipe key as one settings class defines it. Several classes, such as two algorithms, may have it.
+    """Describe a recipe key as one settings class defines it.
+
+    Several settings classes, such as those of two algorithms, may have the same key.
 
     Attributes:
         domain: Values that the key's type allows; None if the type sets no bounds.

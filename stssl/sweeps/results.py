@@ -32,14 +32,14 @@ STATES: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "F
 
 @dataclass(frozen=True)
 class TrialRow:
-    """Describe one trial (training run) of a sweep: its state, scores, time and values.
+    """Describe one trial (training run) of a sweep: its state, scores, time and values of recipe keys.
 
     Attributes:
         number: Number of the trial, counted from 0.
         state: `complete`, `stopped` early (its scores come from shorter training), `failed` or `unfinished`.
         values: Scores of the trial's best checkpoint so far, one for each metric; None before the first validation.
-        step: Training step of that checkpoint.
-        last: Last training step after which the trial was validated.
+        step: Training step of that checkpoint; None before the first validation.
+        last: Last training step after which the trial was validated; None before the first validation.
         seconds: Time that the trial took, summed over its starts.
         cpu_hours: Number of CPUs of the trial's workers, times the hours that it took.
         gpu_hours: Number of GPUs of the trial's workers, times the hours that it took.

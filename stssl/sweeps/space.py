@@ -26,7 +26,7 @@ MOST_POINTS = 10_000
 
 @dataclass(frozen=True)
 class Gate:
-    """Define a condition of a searched key: it exists only if another key, `key`, has one of `values`."""
+    """Define a condition of a searched key: it exists only if another key (`key`) has one of the values in `values`."""
 
     key: str
     values: tuple[JsonValue, ...]

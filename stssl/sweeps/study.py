@@ -104,7 +104,9 @@ def open_study(sweep: Sweep, space: Space) -> "Study":
 
 
 def _opened(sweep: Sweep, space: Space, storage: "BaseStorage") -> "Study":
-    """Create the sweep's study in its storage, or open it if it exists. Queue the points to try first. Return it.
+    """Create the sweep's study in its storage, or open it if it exists. Return the study.
+
+    The points to try first are queued in it.
 
     Args:
         sweep: Sweep file and base recipe.

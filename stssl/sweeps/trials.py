@@ -172,7 +172,7 @@ def failure(place: str | Path) -> str | None:
 
 
 def trial_recipe(recipe: Recipe, name: str, storage: str) -> Recipe:
-    """Return a copy of a recipe for a sweep's trial: with the name and the folder of its run, without TensorBoard.
+    """Return a copy of a recipe for a sweep's trial: with the trial's name and storage folder, and without TensorBoard.
 
     Args:
         recipe: Recipe of the trial.

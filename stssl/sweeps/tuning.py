@@ -46,7 +46,7 @@ class StudySearcher(Searcher):
             book: Manager of the sweep's study and trials.
             at_once: Largest number of trials that run at the same time.
             deadline: Time, in seconds of `time.time`, after which no trial is handed out.
-            say: Shows a line for each trial that ends.
+            say: Called with a line of text for each trial that ends.
         """
         super().__init__()
         self.book, self.at_once, self.deadline, self.say = book, at_once, deadline, say
@@ -62,7 +62,10 @@ class StudySearcher(Searcher):
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object. Tune pickles its arguments but never loads them, and a study cannot be pickled."""
+        """Return what pickle stores instead of the searcher: an empty object, because a study cannot be pickled.
+
+        Tune pickles its arguments but never loads them.
+        """
         return (object, ())
 
     @contextlib.contextmanager
@@ -210,10 +213,10 @@ class StudySearcher(Searcher):
         return trial_place(self.book.sweep, number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study already has the state of the search on disk."""
+        """Do nothing, because the study already has the state of the search on disk. Ray Tune calls this method."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the study already has the state of the search on disk."""
+        """Do nothing, because the study already has the state of the search on disk. Ray Tune calls this method."""
 
 
 class StudyScheduler(FIFOScheduler):
@@ -231,7 +234,10 @@ class StudyScheduler(FIFOScheduler):
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Pickle as an empty object. Tune pickles its arguments but never loads them, and a study cannot be pickled."""
+        """Return what pickle stores instead of the scheduler: an empty object, because a study cannot be pickled.
+
+        Tune pickles its arguments but never loads them.
+        """
         return (object, ())
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: JsonObject) -> str:
