@@ -97,6 +97,17 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def gather_texts(text: str) -> list[str]:
+    """Return the texts of all training processes (ranks), rank 0 first. All ranks call this together."""
+    if world_size() == 1:
+        return [text]
+    device = exchange_device()
+    written = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8).to(device)
+    counts = row_counts(written)
+    parts = torch.split(gather_rows(written, counts), counts)
+    return [bytes(part[:-1].tolist()).decode() for part in parts]
+
+
 def exchange_device() -> torch.device:
     """Return the device for small tensors that ranks exchange: with NCCL the GPU, else the CPU.
 

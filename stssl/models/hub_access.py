@@ -1,8 +1,18 @@
-"""Use Hugging Face's hub without long silent waits: test first whether it answers, else use only its local cache."""
+"""Use Hugging Face's hub without long silent waits: test first whether it answers, else use only its local cache.
+
+Of the ranks (training processes) on a machine, one asks the hub, and the others read what it left in the cache.
+"""
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from stssl.base.distributed import gather_texts, rank, world_size
+from stssl.base.errors import ConfigError
+
+Read = TypeVar("Read")
 
 WAIT = 10.0
 """Seconds to wait for the hub's first answer."""
@@ -36,3 +46,47 @@ def short_of_hub() -> Iterator[bool]:
     finally:
         constants.HF_HUB_OFFLINE = before
         log.setLevel(level)
+
+
+def read_once_a_machine(read: Callable[[], Read]) -> Read:
+    """Call a function that reads from the hub on one rank of each machine, then on the others from the cache alone.
+
+    All ranks call this together. They wait for each other, at most as long as `launch.collective_timeout_s` says.
+
+    Args:
+        read: Function that downloads weights, or takes them from the cache, and returns them.
+
+    Raises:
+        ConfigError: The weights cannot be loaded. All ranks raise the error of the first one that met it.
+    """
+    if world_size() == 1:
+        return read()
+    machines = gather_texts(socket.gethostname())
+    found: Read | None = None
+    problem = ""
+    if machines.index(machines[rank()]) == rank():
+        try:
+            found = read()
+        except ConfigError as error:
+            problem = str(error)
+    for told in gather_texts(problem):
+        if told:
+            raise ConfigError(told)
+    if found is None:
+        # Machines may share a name, so the cache of this one may still be empty.
+        with contextlib.suppress(ConfigError), cache_alone():
+            found = read()
+    return read() if found is None else found
+
+
+@contextlib.contextmanager
+def cache_alone() -> Iterator[None]:
+    """In a `with` block, let Hugging Face's client use only its cache, and ask the hub nothing."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -95,6 +95,11 @@ def open_checkpoint(weights: str, name: str, options: JsonMapping, *, size: int,
     raise ConfigError(f"model.weights: give {WEIGHT_SOURCES} (given: {weights!r})")
 
 
+def of_hub(weights: str) -> bool:
+    """Return True if a value of `model.weights` names weights on timm's hub or on Hugging Face."""
+    return weights == "imagenet" or weights.startswith(("timm:", "hf:"))
+
+
 def packaged_file(package: str) -> Path:
     """Return the path of the one file of weights that an installed package carries. Do not import the package.
 

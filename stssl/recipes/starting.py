@@ -1,5 +1,6 @@
 """Choose the weights that the networks of a run start from, and the scaling of images that belongs to them."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ from stssl.base.errors import RunError
 from stssl.base.json_types import JsonMapping, JsonObject
 from stssl.base.logs import LOG
 from stssl.base.scaling import BandScaling, StoredType
+from stssl.models.hub_access import read_once_a_machine
+from stssl.models.weight_sources import of_hub
 from stssl.models.weights import FirstWeights, check_offline, open_first_weights
 from stssl.recipes.recipe import RunRecipe
 from stssl.recipes.run_data import PixelData
@@ -50,7 +53,7 @@ class Start:
     """
 
     def __init__(self, recipe: RunRecipe, data: PixelData, recorded: JsonMapping | None = None) -> None:
-        """Read the first weights of the run, and choose the scaling of its images.
+        """Read the first weights of the run, and choose the scaling of its images. All ranks call this together.
 
         Args:
             recipe: Recipe of the run. That of a resumed run names no weights, as they come from a checkpoint.
@@ -58,7 +61,7 @@ class Start:
             recorded: The run's record (description of the run on disk), if the run resumes; else None.
         """
         self.recorded = recorded
-        self.weights = first_weights_of(recipe.model, recipe.data.bands)
+        self.weights = first_weights_on_ranks(recipe.model, recipe.data.bands)
         self.scaling = choose_scaling(recipe.data, data, self.weights, recorded)
 
     def about(self) -> JsonObject:
@@ -91,6 +94,20 @@ def first_weights_of(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeig
         weights_bands=model.weights_bands,
         missing=model.bands_missing,
     )
+
+
+def first_weights_on_ranks(model: BackboneConfig, bands: tuple[str, ...]) -> FirstWeights:
+    """Read the weights that `model.weights` names. All ranks call this together: one of each machine asks the hub.
+
+    Args:
+        model: Backbone and initial weights.
+        bands: Bands of the images.
+
+    Raises:
+        ConfigError: The weights do not exist, or cannot be read.
+    """
+    read = partial(first_weights_of, model, bands)
+    return read_once_a_machine(read) if of_hub(model.weights) else read()
 
 
 def checkable(recipe: RunRecipe) -> bool:
