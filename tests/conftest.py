@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray gives its workers a low priority: beside other programs on a busy machine, they would hardly advance.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Start no pool of compiler processes: each would import torch, which takes longer than to compile these few graphs.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

@@ -170,6 +170,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     tree: Tree = config["recipe"]
     recipe = validate(kind_of(tree), tree, "recipe")
+    _hide_reports()
     folder = RunFolder.of(recipe)
     if folder.mirror is None:  # only a folder on a disk may differ between nodes: all reach the same object store
         check_shared(folder.path)
@@ -182,6 +183,16 @@ def _worker(config: dict[str, Any]) -> None:
                 train_state.finish(end)
         finally:
             train_state.close()
+
+
+def _hide_reports() -> None:
+    """Hide the dictionary that Ray Train logs for each report of a worker, like its other messages below warnings.
+
+    Ray 2.60 names this logger after its file, so that the level in `_quiet` does not reach it.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        if "/ray/train/" in name:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _scaling(launch: LaunchConfig) -> dict[str, Any]:

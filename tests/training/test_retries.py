@@ -1,5 +1,6 @@
 """Which failures Ray starts a run again after: those that may be over by then, not a user's mistake."""
 
+import logging
 import pickle
 from types import SimpleNamespace
 
@@ -8,12 +9,13 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.failure_handling import create_failure_policy
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from stssl.base.errors import ConfigError, DataError, RunError, UnreachableError
-from stssl.training.launch import _not_again, _reason
+from stssl.training.launch import _hide_reports, _not_again, _reason
 
 
 def decided(failures):
@@ -53,3 +55,12 @@ def test_a_users_mistake_ends_the_run_at_once_with_its_words(kind, others):
 )
 def test_what_may_be_over_is_tried_again(failures):
     assert decided(dict(enumerate(failures)))[0] == "RETRY"
+
+
+def test_ray_logs_no_dictionary_for_each_report(monkeypatch):
+    monkeypatch.setattr(logging.root, "level", logging.INFO)  # as in Ray's workers
+    monkeypatch.setattr(context.logger, "level", logging.NOTSET)
+    context.logger.manager._clear_cache()
+    assert context.logger.isEnabledFor(logging.INFO)  # control
+    _hide_reports()
+    assert not context.logger.isEnabledFor(logging.INFO) and context.logger.isEnabledFor(logging.WARNING)
