@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="Another checkout to compare with.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     here = Path(__file__).parents[2]
     checkouts = {"this checkout": here} | ({"the other": options.against.resolve()} if options.against else {})
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
