@@ -1,10 +1,14 @@
 """What an evaluation changes and divides: metadata that networks see, and groups of patches."""
 
+import contextlib
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from processes import finish, start
 from tiny import tiny_recipe
 
 from stssl.api.run import Run
@@ -85,6 +89,25 @@ def test_workers_that_share_the_batches_give_the_same_files(folder):
     found = logits_of(shared)
     assert shared == alone and found.keys() == {"logits_student", "logits_teacher"}
     assert all(np.array_equal(found[name], value) for name, value in logits.items())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_soak_ray_workers_give_the_same_files_as_one_process(folder):
+    """`stssl evaluate RUN --workers 2` in the folder of the runs."""
+    alone = evaluate_fully(folder, "test")
+    written, logits = alone.path.read_text(), logits_of(alone)
+    other = evaluate_fully(folder, "test", metadata="absent")  # control: these logits differ
+    (folder / "evaluation").rename(folder / "evaluation-alone")
+    command = (sys.executable, "-m", "stssl.commands.cli", "evaluate", folder.name, "--workers", "2")
+    with contextlib.chdir(folder.parent):
+        code, output = finish(start(*command), 400)
+    assert code == 0 and "test, 40 patches" in output and "Traceback" not in output, output
+    assert alone.path.read_text() == written
+    found, others = logits_of(alone), logits_of(replace(other, path=folder / "evaluation-alone" / other.path.name))
+    assert found.keys() == logits.keys() and all(np.array_equal(found[name], logits[name]) for name in found)
+    assert not np.array_equal(found["logits_teacher"], others["logits_teacher"])
 
 
 def logits_of(files):
