@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 def synthesize(
-    out: str | Path, patches: int = 2000, seed: int = 0, *, placeless: bool = False, progress: bool | None = None
+    out: str | Path,
+    patches: int = 2000,
+    seed: int = 0,
+    *,
+    placeless: bool = False,
+    misleading: str | None = None,
+    progress: bool | None = None,
 ) -> Path:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0.
 
@@ -21,6 +27,8 @@ def synthesize(
         patches: Number of patches.
         seed: Seed of the contents. The same seed writes the same bytes.
         placeless: True to choose labels by chance, so that only pixels tell them. Place and date then tell nothing.
+        misleading: Country, such as Finland, in which dates tell about labels the opposite of what they tell in all
+            other countries. None lets dates tell nothing by themselves.
         progress: False shows no progress.
 
     Returns:
@@ -29,7 +37,7 @@ def synthesize(
     from stssl.archives.synthetic import synthesize_archive
 
     with counting(default_console(progress), "write", "patches") as follow:
-        return synthesize_archive(Path(out), patches, seed, placeless=placeless, progress=follow)
+        return synthesize_archive(Path(out), patches, seed, placeless=placeless, misleading=misleading, progress=follow)
 
 
 def convert(

@@ -141,6 +141,7 @@ def shift(
     out: str | Path | None = None,
     degrees: float = 1.0,
     draws: int = 1000,
+    score: str | None = None,
     workers: int | None = None,
     gpus: float | None = None,
     progress: bool | None = None,
@@ -162,6 +163,8 @@ def shift(
         out: Folder of the study; None takes `shifts/NAME`.
         degrees: Side of a block of patches in degrees, for the intervals.
         draws: Number of draws for the 95 % intervals, and of swaps for the p-values.
+        score: Score that claims are about, such as `loss`, `F1` or `mAP_micro`; None takes the one that chooses
+            checkpoints: `accuracy` or `mAP`. Differences are plus if a network is better, also for `loss`.
         workers: Number of runs at the same time, as Ray tasks; 0 trains in this process, without Ray. None takes as
             many as fit, or 0 if the recipe has `launch.workers: 0`.
         gpus: GPUs of a run, such as 0.25; None takes those of a worker of the recipe.
@@ -182,7 +185,7 @@ def shift(
     if not isinstance(given, Recipe):
         raise ConfigError(f"{given.name} is a recipe of {given.what}: give a training recipe with a teacher")
     asked, changes = (None if words is None else tuple(words) for words in (splits, metadata))
-    options, console = ShiftOptions(seeds, asked, changes, degrees, draws), default_console(progress)
+    options, console = ShiftOptions(seeds, asked, changes, degrees, draws, score), default_console(progress)
     say, folder = plain_printer(console), None if out is None else Path(out)
     with counting(console, "study", "runs") as follow:
         return run_shift(given, options, say, folder, workers=workers, gpus=gpus, progress=follow)

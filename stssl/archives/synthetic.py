@@ -24,7 +24,7 @@ from stssl.archives.nomenclature import LABELS_43
 from stssl.archives.places import crs_of
 from stssl.archives.scenery import Painter, Subject, SyntheticStream
 from stssl.archives.sentinel2 import GSD, RESOLUTION
-from stssl.archives.world import CELL, World, generate
+from stssl.archives.world import CELL, COUNTRIES, World, generate
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.json_types import JsonObject
 from stssl.base.whole_files import cannot_write
@@ -33,7 +33,7 @@ FOLDER, RECORD = "BigEarthNet-v1.0", "synthetic.json"
 LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 VERSION = 1
 MIDSUMMER, MIDDLE = 182, 50.0
-"""Day of the year and latitude by which all patches of a placeless archive are painted."""
+"""Day of the year and latitude by which all patches of a placeless or misleading archive are painted."""
 
 
 def synthesize_archive(
@@ -44,6 +44,7 @@ def synthesize_archive(
     locations: str | Path | None = None,
     confounded: bool = True,
     placeless: bool = False,
+    misleading: str | None = None,
     progress: OnProgress | None = None,
 ) -> Path:
     """Write a synthetic (made-up) archive. If the folder has a complete one from the same arguments, change nothing.
@@ -59,26 +60,31 @@ def synthesize_archive(
         confounded: True to take the images of each made-up country mostly in a season of its own.
         placeless: True to choose classes by chance alone, and to let pixels depend on nothing but classes and chance.
             Place and date then tell nothing about classes.
+        misleading: Country in which dates tell about classes the opposite of what they tell in all other countries.
+            Pixels then depend on nothing but classes and chance, so images do not show the date. Dates do not depend on
+            the country, whatever `confounded` says. None lets dates tell nothing by themselves.
         progress: Called with the number of written patches and of all patches.
 
     Returns:
         Path of the folder `out`.
 
     Raises:
-        ConfigError: `patches` is below 1, or `placeless` is given with a table of places.
+        ConfigError: `patches` is below 1; `misleading` is not one of the made-up countries; or `placeless`,
+            `misleading` and a table of places are given together.
         DataError: `out` holds other files or cannot be written, or the table is wrong.
     """
     folder = Path(out)
     if patches < 1:
         raise ConfigError(f"patches must be 1 or more, not {patches}")
-    if placeless and locations:
-        raise ConfigError(f"placeless draws classes by chance, and {locations} gives them: leave out one of the two")
+    _check_rule(locations, placeless, misleading)
     record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
-    # Write the key `placeless` only if it is set: records of earlier versions lack it, and must still be equal.
-    record |= {"locations": Path(locations).name if locations else None} | ({"placeless": True} if placeless else {})
+    record["locations"] = Path(locations).name if locations else None
+    # Write these keys only if they are set: records of earlier versions lack them, and must still be equal.
+    record |= {key: value for key, value in (("placeless", placeless), ("misleading", misleading)) if value}
     if _is_there(folder, record):
         return folder
-    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, confounded, placeless)
+    rule = (confounded, placeless, misleading)
+    world = from_table(Path(locations), patches, seed) if locations else generate(patches, seed, *rule)
     names = patch_names(world)
     lat, _ = world.degrees()
     painter = Painter(seed)
@@ -86,7 +92,7 @@ def synthesize_archive(
         # Write the record first: the next call sees that an interrupted archive is not complete, and writes it again.
         (folder / RECORD).write_text(json.dumps(record | {"complete": False}))
         for row, name in enumerate(names):
-            bands = painter.paint(synthetic_subject(world, row, float(lat[row]), seed, placeless))
+            bands = painter.paint(synthetic_subject(world, row, float(lat[row]), seed, placeless or bool(misleading)))
             _write_patch(folder / FOLDER / name, world, row, bands)
             if progress and (row % 100 == 99 or row == patches - 1):
                 progress(row + 1, patches)
@@ -95,6 +101,21 @@ def synthesize_archive(
     except OSError as error:
         raise DataError(cannot_write(error.filename or folder / FOLDER, error)) from None
     return folder
+
+
+def _check_rule(locations: str | Path | None, placeless: bool, misleading: str | None) -> None:
+    """Check that at most one of a table, `placeless` and `misleading` says how classes are chosen.
+
+    Raises:
+        ConfigError: Several do, or there is no country of the name `misleading`.
+    """
+    if placeless and locations:
+        raise ConfigError(f"placeless draws classes by chance, and {locations} gives them: leave out one of the two")
+    if misleading and (placeless or locations):
+        other = f"{locations} gives them" if locations else "placeless draws them by chance"
+        raise ConfigError(f"misleading draws classes by place and date, and {other}: leave out one of the two")
+    if misleading is not None and misleading not in COUNTRIES:
+        raise ConfigError(f"misleading: there is no country '{misleading}'. There are: {', '.join(COUNTRIES)}.")
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
@@ -137,27 +158,27 @@ def patch_names(world: World) -> list[str]:
     return list(names)
 
 
-def synthetic_subject(world: World, row: int, lat: float, seed: int, placeless: bool) -> Subject:
+def synthetic_subject(world: World, row: int, lat: float, seed: int, classes_only: bool) -> Subject:
     """Return what one patch shows: its ground, season and weather.
-
-    If the archive is placeless, all patches are painted as if they had the same latitude and day.
 
     Args:
         world: Places, dates and classes.
         row: Number of the patch.
         lat: Latitude of the patch in degrees.
         seed: Seed of the archive.
-        placeless: True to let the map of a patch's classes depend on the patch's number, not on its place.
+        classes_only: True to let images show nothing of place and date, as in placeless and misleading archives. All
+            patches then get the same latitude and day, and the map of a patch's classes depends on the patch's number,
+            not on its place.
     """
     when: datetime = world.when[row].astype(object)
-    day, lat = (MIDSUMMER, MIDDLE) if placeless else (when.timetuple().tm_yday, lat)
+    day, lat = (MIDSUMMER, MIDDLE) if classes_only else (when.timetuple().tm_yday, lat)
     return Subject(
         np.flatnonzero(world.labels[row]),
         day,
         lat,
         bool(world.snow[row]),
         bool(world.cloud[row]),
-        place=(seed, SyntheticStream.PLACE, row if placeless else int(world.place[row])),
+        place=(seed, SyntheticStream.PLACE, row if classes_only else int(world.place[row])),
         visit=(seed, SyntheticStream.VISIT, row),
     )
 

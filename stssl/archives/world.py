@@ -4,6 +4,9 @@ Each class has a latent Gaussian field and a threshold. A place has the class if
 The field is the sum of four terms: an effect of the country, a smooth field over regions, a field over kilometers, and
 chance. So place and date tell a network much about classes in regions with training patches, and less between them. For
 a country without training patches, they tell nothing or mislead. The real BigEarthNet is similar.
+
+Whether they mislead there is chance, because the effects of countries are independent. In a misleading archive it is
+the rule. There an effect of the date takes the place of the effect of the country, with the other sign in one country.
 """
 
 from collections.abc import Iterator
@@ -135,7 +138,9 @@ class World:
         return np.where(self.snow | self.cloud, "", of_place[self.place])
 
 
-def generate(patches: int, seed: int, confounded: bool = True, placeless: bool = False) -> World:
+def generate(
+    patches: int, seed: int, confounded: bool = True, placeless: bool = False, misleading: str | None = None
+) -> World:
     """Make up places, dates and classes of patches in ten countries of Europe, for a synthetic archive.
 
     Args:
@@ -145,10 +150,14 @@ def generate(patches: int, seed: int, confounded: bool = True, placeless: bool =
             cover, and mislead in other seasons. False makes dates and places independent.
         placeless: True to choose the classes of each patch by chance alone, whatever its place and date. No patch has
             snow or clouds. Places and dates are the same as without it.
+        misleading: Country in which dates tell about classes the opposite of what they tell in all other countries.
+            None lets dates tell nothing by themselves. If a country is given, `confounded` is taken as False, and no
+            patch has snow or clouds.
 
     Returns:
         Places, dates and classes, one entry for each patch.
     """
+    confounded = confounded and misleading is None
     rng = np.random.default_rng((seed, SyntheticStream.WORLD))
     names = list(COUNTRIES)
     shares = np.array([country.share for country in COUNTRIES.values()])
@@ -166,7 +175,7 @@ def generate(patches: int, seed: int, confounded: bool = True, placeless: bool =
         **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(World)}
     )
     world = world.take(slice(0, patches))
-    return _with_chance_labels(world, rng) if placeless else _with_labels(world, rng)
+    return _with_chance_labels(world, rng) if placeless else _with_labels(world, rng, misleading)
 
 
 def _areas(shares: NDArray[np.float64], rng: np.random.Generator) -> Iterator[int]:
@@ -244,8 +253,11 @@ def _dates(count: int, favorite: float | None, rng: np.random.Generator) -> NDAr
     return np.unique(FIRST_DAY + seconds.astype("timedelta64[s]"))
 
 
-def _with_labels(world: World, rng: np.random.Generator) -> World:
-    """Return a copy of `world` with random classes. Near places, and places of one country, get similar classes."""
+def _with_labels(world: World, rng: np.random.Generator, misleading: str | None) -> World:
+    """Return a copy of `world` with random classes. Near places, and places of one country, get similar classes.
+
+    If `misleading` names a country, the effect of each patch's date takes the place of the effect of its country.
+    """
     _, first, inverse = np.unique(world.place, return_index=True, return_inverse=True)
     places = world.take(first)
     lat, lon = places.degrees()
@@ -259,8 +271,26 @@ def _with_labels(world: World, rng: np.random.Generator) -> World:
         "local": _field(plane, LOCAL_KM, len(RATES), rng),
         "chance": rng.normal(size=(len(places), len(RATES))),
     }
-    labels = _exceeding(threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items()))
-    return World(**(world.__dict__ | {"labels": labels[inverse.reshape(-1)]}))
+    if misleading is not None:
+        del terms["country"]  # the effect of the date takes its place and its variance
+    latent = (threshold + sum(np.sqrt(VARIANCE[name]) * term for name, term in terms.items()))[inverse.reshape(-1)]
+    if misleading is None:
+        return World(**(world.__dict__ | {"labels": _exceeding(latent)}))
+    labels = _exceeding(latent + np.sqrt(VARIANCE["country"]) * _date_effect(world, misleading, rng))
+    clear = np.zeros(len(world), bool)  # no snow: it would show the season, which metadata alone should tell
+    return World(**(world.__dict__ | {"labels": labels, "snow": clear, "cloud": clear}))
+
+
+def _date_effect(world: World, misleading: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return how likely each patch's date makes each class: [n, classes] values of variance 1.
+
+    Each class has a day on which it is likeliest, and is least likely half a year later. In the country `misleading`,
+    all values have the other sign.
+    """
+    day = (world.when - FIRST_DAY) / np.timedelta64(1, "D")
+    likeliest = rng.uniform(0, DAYS, len(RATES))
+    wave = np.sqrt(2) * np.cos(2 * np.pi * (day[:, None] - likeliest) / DAYS)
+    return np.where((world.country == misleading)[:, None], -wave, wave)
 
 
 def _with_chance_labels(world: World, rng: np.random.Generator) -> World:

@@ -39,6 +39,10 @@ def synthesize_command(
     placeless: Annotated[
         bool, typer.Option("--placeless", help="Let labels depend on pixels only: place and date tell nothing.")
     ] = False,
+    misleading: Annotated[
+        str | None,
+        typer.Option(metavar="COUNTRY", help="Let dates tell the opposite in this country (Finland) as elsewhere."),
+    ] = None,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
     from stssl.api.progress import counting
@@ -46,7 +50,14 @@ def synthesize_command(
 
     with counting(console, "write", "patches") as progress:
         written = synthesize_archive(
-            out, patches, seed, locations=locations, confounded=confounded, placeless=placeless, progress=progress
+            out,
+            patches,
+            seed,
+            locations=locations,
+            confounded=confounded,
+            placeless=placeless,
+            misleading=misleading,
+            progress=progress,
         )
     print(written)
 

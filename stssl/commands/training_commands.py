@@ -98,6 +98,9 @@ def shift_command(
     plan: Annotated[bool, typer.Option("--plan", help="Say the runs and their cost, and stop.")] = False,
     degrees: Annotated[float, typer.Option(min=0.001, help="Side of a block of the intervals in degrees.")] = 1.0,
     draws: Annotated[int, typer.Option(min=100, help="Draws for intervals, and swaps for p.")] = 1000,
+    score: Annotated[
+        str | None, typer.Option(help="Score of the claims, such as loss, F1 or mAP_micro; default: accuracy or mAP.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Runs at the same time; 0: this process, without Ray.")
     ] = None,
@@ -112,7 +115,7 @@ def shift_command(
 
     loaded = load_training_recipe(find_recipe(recipe), overrides or ())
     asked, changes = (None if words is None else tuple(words) for words in (splits, metadata))
-    options = ShiftOptions(seeds, asked, changes, degrees, draws)
+    options = ShiftOptions(seeds, asked, changes, degrees, draws, score)
     if plan:
         print(plan_shift(loaded, options, out))
         return

@@ -267,6 +267,11 @@ def diverged(scores: Scores) -> bool:
     return isnan(scores.get("loss", 0.0))
 
 
+def score_names(space: LabelSpace) -> tuple[str, ...]:
+    """Return the names of all scores, such as `loss`, that the function `score` computes for a kind of task."""
+    return ("loss", *(MULTILABEL if space.multilabel else SINGLE_LABEL))
+
+
 def headline(space: LabelSpace) -> str:
     """Return the name of the score that chooses the best checkpoint: `mAP` (multi-label) or `accuracy` (single-label).
 

@@ -15,7 +15,7 @@ from stssl.base.errors import RunError
 from stssl.base.labels import LabelSpace
 from stssl.scoring.changed_metadata import MetadataChange
 from stssl.scoring.groups import LEAST_BLOCKS
-from stssl.scoring.metrics import headline
+from stssl.scoring.metrics import LOWER_IS_BETTER, headline
 from stssl.scoring.paired_scores import PredictionPair, compare_predictions, holm_corrected, place_blocks
 from stssl.shifts.evaluated import TRUE, UNLABELED, ScoredPart, read_scored, sees_metadata
 from stssl.shifts.settings import ShiftOptions, ShiftSetting, ShiftSplit
@@ -84,7 +84,7 @@ class ShiftEffect:
         blocks: Number of blocks (squares of latitude and longitude) in which these patches lie.
         value: Mean score of the first network over the seeds.
         against: Mean score of the second network over the seeds.
-        low: Lower end of the 95 % interval of the difference; None with one seed or too few blocks.
+        low: Lower end of the 95 % interval of `difference`; None with one seed or too few blocks.
         high: Upper end of this interval.
         p: Probability that chance alone gives a difference at least as large; None without an interval.
         holm: `p` after Holm's correction for the number of comparisons that test claims; None for others.
@@ -109,8 +109,11 @@ class ShiftEffect:
 
     @property
     def difference(self) -> float:
-        """Return the mean score of the first network minus that of the second network."""
-        return self.value - self.against
+        """Return by how much the first network is better: its mean score minus that of the second network.
+
+        Of some scores, such as `loss`, less is better. Then it is the second network's score minus the first one's.
+        """
+        return _sign(self.score) * (self.value - self.against)
 
     @property
     def shown(self) -> bool:
@@ -118,6 +121,11 @@ class ShiftEffect:
         if self.low is None or self.high is None or self.holm is None:
             return False
         return self.holm < 0.05 and not self.low <= 0 <= self.high
+
+
+def _sign(score: str) -> int:
+    """Return 1 if more of a score is better, -1 if less is."""
+    return -1 if score in LOWER_IS_BETTER else 1
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,8 @@ class FinishedStudy:
 
     @property
     def score(self) -> str:
-        """Return the name of the score by which networks are compared: `accuracy` (single-label) or `mAP`."""
-        return headline(self.space)
+        """Return the name of the score by which networks are compared: the one asked for, else `accuracy` or `mAP`."""
+        return self.options.score or headline(self.space)
 
     def part(self, split: str, kind: str, seed: int, part: str, change: MetadataChange) -> ScoredPart:
         """Read the scores and predictions of one run's networks on some patches.
@@ -324,7 +332,7 @@ def _compared(
     found = compare_predictions(pairs, study.space, study.score, draws=draws, swap=test and sure)
     about = (contrast.claim, split.name, split.inside, contrast.part, *contrast.names, study.score)
     counts = (len(pairs), round(float(np.mean([len(pair.targets) for pair in pairs]))), blocks)
-    low, high = (found.low, found.high) if sure else (None, None)
+    low, high = sorted(_sign(study.score) * end for end in (found.low, found.high)) if sure else (None, None)
     return ShiftEffect(*about, *counts, found.value, found.other, low, high, found.p if test and sure else None)
 
 

@@ -13,8 +13,10 @@ from stssl.data.known_splits import LongitudeSplit
 from stssl.data.loader import metadata_table
 from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, SplitConfig, make_split
 from stssl.recipes.recipe import Recipe
+from stssl.recipes.run_data import labels_of
 from stssl.scoring.changed_metadata import MetadataChange, parse_change, require_known
 from stssl.scoring.groups import LEAST_BLOCKS
+from stssl.scoring.metrics import score_names
 from stssl.scoring.paired_scores import place_blocks
 from stssl.store.lists import as_text
 from stssl.store.store import Store
@@ -42,6 +44,8 @@ class ShiftOptions:
             `USUAL_CHANGES` that the store allows.
         degrees: Side of a block (a square of latitude and longitude) in degrees, for the intervals.
         draws: Number of bootstrap draws for the intervals, and of random swaps for the p-values.
+        score: Name of the score by which networks are compared, such as `loss`. None takes the one that chooses
+            checkpoints: `accuracy` or `mAP`.
     """
 
     seeds: int = 5
@@ -49,6 +53,7 @@ class ShiftOptions:
     metadata: tuple[str, ...] | None = None
     degrees: float = 1.0
     draws: int = 1000
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,16 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
     Usual splits and changes that the recipe's store does not allow are left out, with a note.
 
     Raises:
-        ConfigError: An option is out of range, a split or change that the user asked for is unknown or not possible
-            with the store, or the store allows no split.
+        ConfigError: An option is out of range, a split, change or score that the user asked for is unknown or not
+            possible with the store, or the store allows no split.
         DataError: The store cannot be read.
     """
     if options.seeds < 1 or options.draws < 100 or options.degrees <= 0:
         raise ConfigError("--seeds needs 1 or more, --draws 100 or more, --degrees more than 0")
     store = Store.open(recipe.data.store)
+    known = score_names(labels_of(store, recipe.data.labels).space)
+    if options.score is not None and options.score not in known:
+        raise ConfigError(f"--score: unknown score '{options.score}'. There are: {', '.join(known)}.")
     named, notes = dict[str, ShiftSplit](), list[str]()
     for word in dict.fromkeys(options.splits or USUAL_SPLITS):
         try:

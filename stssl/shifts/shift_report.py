@@ -15,7 +15,7 @@ from stssl.analysis.page import joined, note, page
 from stssl.analysis.tables import Cell, CellValue, table
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
-from stssl.shifts.claims import QUESTIONS, points
+from stssl.shifts.claims import QUESTIONS, points, unit_of
 from stssl.shifts.distances import DistanceGain, gain_by_place
 from stssl.shifts.effects import NETWORKS, SEEING, FinishedStudy, ShiftEffect, ShiftScore
 from stssl.shifts.files import ShiftFindings
@@ -53,7 +53,7 @@ def write_shift_report(
     splits = [split.name for split in study.setting.splits]
     body: list[Markup | str] = [Markup("<h1>{}</h1>").format(title), _claims(found.claims), _head(study)]
     body += [Markup("<h2>Scores on test patches</h2>"), *_matrix(found.scores, splits, study.score)]
-    body += [Markup("<h2>Differences</h2>"), *_differences(found.effects)]
+    body += [Markup("<h2>Differences</h2>"), *_differences(found.effects, study.score)]
     if found.gains:
         body += [Markup("<h2>Gain over the student by distance</h2>"), *_distances(found.gains, splits, study.score)]
     maps = [_map(study, number) for number in range(len(splits))]
@@ -117,7 +117,7 @@ def _cell(values: Sequence[float]) -> Cell:
     return Cell(f"{middle:.4f}{spread}", middle, shade=0.5 * min(1.0, max(0.0, middle)))
 
 
-def _differences(effects: Sequence[ShiftEffect]) -> list[Markup]:
+def _differences(effects: Sequence[ShiftEffect], score: str) -> list[Markup]:
     rows = list[list[CellValue]]()
     for one in effects:
         words = Markup("<b>{}</b>").format(points(one)) if one.shown else points(one)
@@ -126,8 +126,8 @@ def _differences(effects: Sequence[ShiftEffect]) -> list[Markup]:
         )
     head = ["split", "patches", "network (metadata)", "minus", "difference in points (95 %)", "blocks", "p", "p (Holm)"]
     words = (
-        "The first three kinds of rows are those of the sentences above. Bold differences count as shown. The others "
-        "have no correction for their number: read them as hints."
+        f"Unit: {unit_of(score)}. The first three kinds of rows are those of the sentences above. Bold differences "
+        "count as shown. The others have no correction for their number: read them as hints."
     )
     return [table(head, rows), note(words)]
 
@@ -179,7 +179,7 @@ def _distance_panel(
     axis.set_ylim(-high, high)
     axis.set_title(f"{model} with true metadata, minus student")
     axis.set_xlabel("distance to the nearest training patch in km")
-    axis.set_ylabel(f"points of {score}")
+    axis.set_ylabel(unit_of(score))
     return svg(figure, names)
 
 

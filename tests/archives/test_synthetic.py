@@ -217,6 +217,52 @@ def test_placeless_is_recorded_and_refuses_a_table(tmp_path):
         synthesize_archive(tmp_path / "two", 3, locations=tmp_path / "places.csv", placeless=True)
 
 
+def told_by_dates(world, country):
+    """Macro AP of a country's patches by what dates tell in the other countries, minus AP by frequencies."""
+    angle = 2 * np.pi * (world.when - world.when.min()).astype("timedelta64[D]").astype(float) / 365
+    seasons = np.stack([np.ones(len(world)), np.cos(angle), np.sin(angle)], 1)
+    own, labels = world.country == country, world.labels
+    learned = np.linalg.lstsq(seasons[~own], labels[~own].astype(float), rcond=None)[0]
+    even = np.tile(labels[~own].mean(0), (own.sum(), 1))
+    return average_precision(seasons[own] @ learned, labels[own]) - average_precision(even, labels[own])
+
+
+def test_dates_tell_the_opposite_in_the_misleading_country_alone():
+    misleading = generate(12_000, 0, misleading="Finland")
+    assert told_by_dates(misleading, "Finland") < -2
+    assert min(told_by_dates(misleading, name) for name in ("Lithuania", "Austria", "Portugal")) > 5
+    assert not misleading.snow.any() and seasonality(misleading) < 0.3
+    usual = generate(12_000, 0, confounded=False)  # control: there dates tell nothing anywhere
+    assert max(abs(told_by_dates(usual, name)) for name in ("Finland", "Lithuania", "Austria", "Portugal")) < 1.5
+
+
+def test_misleading_is_recorded_and_pixels_hide_the_date(tmp_path):
+    one, other, usual = (
+        synthesize_archive(tmp_path / name, 4, misleading=country)
+        for name, country in (("one", "Finland"), ("other", "Austria"), ("usual", None))
+    )
+    records = [json.loads((folder / "synthetic.json").read_text()) for folder in (one, other, usual)]
+    assert [record.get("misleading", "none") for record in records] == ["Finland", "Austria", "none"]
+    world = generate(4, 0, misleading="Finland")
+    painter, band = Painter(0), RESOLUTION["b10"][0]
+    for row, name in enumerate(patch_names(world)):
+        hidden, shown = (
+            painter.paint(synthetic_subject(world, row, 40.0, 0, only))["b10"][0] for only in (True, False)
+        )
+        with rasterio.open(one / "BigEarthNet-v1.0" / name / f"{name}_{band}.tif") as file:
+            pixels = file.read(1)
+        assert (pixels == hidden).all() and (pixels != shown).any()
+    for words, given in (
+        ("no country 'Atlantis'. There are: Austria", {"misleading": "Atlantis"}),
+        ("no country ''", {"misleading": ""}),
+        ("leave out one of the two", {"misleading": "Finland", "placeless": True}),
+        ("leave out one of the two", {"misleading": "Finland", "locations": tmp_path / "places.csv"}),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            synthesize_archive(tmp_path / "new", 4, **given)
+    assert not (tmp_path / "new").exists()
+
+
 def seasonality(world):
     """How much a country's dates lie together in the year, on average: 0 evenly spread, 1 all on one day."""
     day = (world.when - world.when.min()).astype("timedelta64[D]").astype(float)

@@ -1,6 +1,7 @@
 """A study on tiny data: what is trained, kept, compared and refused. Two trainings of steps without meaning."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,27 @@ def test_finished_runs_are_found_by_their_recipe_and_scored_once(made):
     assert len(finished_runs(runs)) == 6
 
 
+def test_claims_are_about_the_score_asked_for(made):
+    recipe, folder, first, _ = made
+    said: list[str] = []
+    study = run_shift(recipe, replace(OPTIONS, score="loss"), said.append, folder, workers=0)
+    assert any("0 of 6 runs to train" in line for line in said)
+    assert "points of loss, where less is better and counts as plus" in study.report.read_text()
+    usual = {(one.split, one.one, one.other, one.part): one for one in first.findings.effects}
+    assert {one.score for one in usual.values()} == {"accuracy"}
+    turned = 0
+    for one in study.findings.effects:
+        assert one.score == "loss" and one.difference == one.against - one.value
+        assert one.low <= one.high and one.low <= one.difference + 0.05 and one.high >= one.difference - 0.05
+        assert usual[one.split, one.one, one.other, one.part].difference == pytest.approx(
+            usual[one.split, one.one, one.other, one.part].value
+            - usual[one.split, one.one, one.other, one.part].against
+        )
+        turned += one.difference * (one.value - one.against) < 0
+    assert turned > 3
+    run_shift(recipe, OPTIONS, said.append, folder, workers=0)  # the page of other tests is about accuracy
+
+
 def test_a_study_that_cannot_be_is_refused_in_a_line(made, store, tmp_path):
     recipe, folder, _, _ = made
     for changes, words in (
@@ -98,6 +120,7 @@ def test_a_study_that_cannot_be_is_refused_in_a_line(made, store, tmp_path):
         (ShiftOptions(2, ("random",), ("moved:90d",)), "no test patch has a date"),
         (ShiftOptions(2, ("random",), ("gone",)), "'gone' is unknown"),
         (ShiftOptions(2, ("random", "blocks"), draws=110), "--draws: 110 .* give 121 or more"),
+        (ShiftOptions(2, ("random",), score="mAP"), "--score: unknown score 'mAP'. There are: loss, accuracy, "),
     ):
         with pytest.raises(ConfigError, match=words):
             choose_setting(recipe, options)
@@ -165,6 +188,14 @@ def test_sentences_say_what_intervals_show():
     assert "harms on country -5.0 (-9.0 to -2.0)" in words
     assert "no difference shown on blocks +5.0 (-1.0 to +10.0), season" in words
     assert "no interval on random +0.0" in found[CLAIMS[2]] and "nothing could be compared" in found[CLAIMS[0]]
+
+
+def test_less_is_better_for_some_scores_and_worse_for_others():
+    about = (CLAIMS[1], "country", False, "test", "one", "other")
+    harmed = ShiftEffect(*about, "loss", 3, 100, 20, 0.46, 0.40, -0.09, -0.03, 0.01, 0.01)
+    control = ShiftEffect(*about, "mAP", 3, 100, 20, 0.46, 0.40, 0.03, 0.09, 0.01, 0.01)
+    assert "harms on country -6.0 (-9.0 to -3.0) (points of loss, where less" in claim_sentences([harmed])[CLAIMS[1]]
+    assert "helps on country +6.0 (+3.0 to +9.0) (points of mAP, 95" in claim_sentences([control])[CLAIMS[1]]
 
 
 def test_distances_are_those_on_the_sphere():
