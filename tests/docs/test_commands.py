@@ -229,6 +229,7 @@ PROMISES = {
     "stssl probe": Promise(("runs/pretrain-cpu-s0/probe/*",), ("linear",)),
     "stssl synthesize": Promise(("archive/*",)),
     "stssl synthesize placeless": Promise(("placeless/train.csv",)),
+    "stssl synthesize misleading": Promise(("misleading/train.csv",)),
     "stssl evaluate runs/eurosat-fixmatch_votes_cpu-s0 --by": Promise(
         ("runs/eurosat-fixmatch_votes_cpu-s0/evaluation/test-groups.parquet",), ("by group", "intervals: 95 %")
     ),
