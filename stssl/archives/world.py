@@ -290,7 +290,7 @@ def _date_effect(world: World, misleading: str, rng: np.random.Generator) -> NDA
     day = (world.when - FIRST_DAY) / np.timedelta64(1, "D")
     likeliest = rng.uniform(0, DAYS, len(RATES))
     wave = np.sqrt(2) * np.cos(2 * np.pi * (day[:, None] - likeliest) / DAYS)
-    return np.where((world.country == misleading)[:, None], -wave, wave)
+    return np.asarray(np.where((world.country == misleading)[:, None], -wave, wave), np.float64)
 
 
 def _with_chance_labels(world: World, rng: np.random.Generator) -> World:

@@ -88,21 +88,22 @@ SETTINGS = [
 """Changes of the recipe on the results page."""
 
 
-def studied(folder, placeless, splits):
+def studied(folder, patches, options, **rule):
     """Run the study of the results page on a generated archive. Return the comparisons that claims rest on."""
-    archive = synthesize_archive(folder / "archive", 2400, placeless=placeless)
+    archive = synthesize_archive(folder / "archive", patches, **rule)
     convert_archive("bigearthnet-v1", archive, folder / "s.zarr", Options(workers=0))
     changes = [f"data.store={folder / 's.zarr'}", *SETTINGS]
     recipe = load_training_recipe(find_recipe("synthetic/fixmatch_teacher"), changes)
     said: list[str] = []
-    study = run_shift(recipe, ShiftOptions(3, splits), said.append, folder / "study")
+    study = run_shift(recipe, options, said.append, folder / "study")
     return [one for one in study.findings.effects if one.claim]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_soak_a_study_finds_that_metadata_helps_inside_and_not_outside(tmp_path):
-    found = {(one.claim, one.inside): one for one in studied(tmp_path, False, ("random", "country"))}
+    options = ShiftOptions(3, ("random", "country"))
+    found = {(one.claim, one.inside): one for one in studied(tmp_path, 2400, options)}
     for claim in ("pseudo-labels", "metadata at test"):
         assert found[claim, True].shown and found[claim, True].difference > 0.05
     outside = found["metadata at test", False]
@@ -111,5 +112,16 @@ def test_soak_a_study_finds_that_metadata_helps_inside_and_not_outside(tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_soak_a_study_finds_harm_where_dates_tell_the_opposite(tmp_path):
+    options = ShiftOptions(3, ("random", "country"), ("absent",), draws=500)
+    found = {(one.claim, one.split): one for one in studied(tmp_path, 4800, options, misleading="Finland")}
+    inside, outside = (found["metadata at test", split] for split in ("random", "country Finland"))
+    assert inside.shown and inside.difference > 0.02
+    assert outside.shown and outside.difference < -0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_soak_control_a_study_of_a_placeless_archive_finds_nothing(tmp_path):
-    assert [one for one in studied(tmp_path, True, ("random",)) if one.shown] == []
+    options = ShiftOptions(3, ("random",))
+    assert [one for one in studied(tmp_path, 2400, options, placeless=True) if one.shown] == []
