@@ -74,13 +74,7 @@ def synthesize_archive(
         DataError: `out` holds other files or cannot be written, or the table is wrong.
     """
     folder = Path(out)
-    if patches < 1:
-        raise ConfigError(f"patches must be 1 or more, not {patches}")
-    _check_rule(locations, placeless, misleading)
-    record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
-    record["locations"] = Path(locations).name if locations else None
-    # Write these keys only if they are set: records of earlier versions lack them, and must still be equal.
-    record |= {key: value for key, value in (("placeless", placeless), ("misleading", misleading)) if value}
+    record = _record_of(patches, seed, confounded, locations=locations, placeless=placeless, misleading=misleading)
     if _is_there(folder, record):
         return folder
     rule = (confounded, placeless, misleading)
@@ -103,12 +97,23 @@ def synthesize_archive(
     return folder
 
 
-def _check_rule(locations: str | Path | None, placeless: bool, misleading: str | None) -> None:
-    """Check that at most one of a table, `placeless` and `misleading` says how classes are chosen.
+def _record_of(
+    patches: int,
+    seed: int,
+    confounded: bool,
+    *,
+    locations: str | Path | None,
+    placeless: bool,
+    misleading: str | None,
+) -> JsonObject:
+    """Check the arguments of a synthetic archive, and return them as its record file has them.
 
     Raises:
-        ConfigError: Several do, or there is no country of the name `misleading`.
+        ConfigError: `patches` is below 1, several of the last three arguments are given, or there is no country of the
+            name `misleading`.
     """
+    if patches < 1:
+        raise ConfigError(f"patches must be 1 or more, not {patches}")
     if placeless and locations:
         raise ConfigError(f"placeless draws classes by chance, and {locations} gives them: leave out one of the two")
     if misleading and (placeless or locations):
@@ -116,6 +121,10 @@ def _check_rule(locations: str | Path | None, placeless: bool, misleading: str |
         raise ConfigError(f"misleading draws classes by place and date, and {other}: leave out one of the two")
     if misleading is not None and misleading not in COUNTRIES:
         raise ConfigError(f"misleading: there is no country '{misleading}'. There are: {', '.join(COUNTRIES)}.")
+    record: JsonObject = {"version": VERSION, "patches": patches, "seed": seed, "confounded": confounded}
+    record["locations"] = Path(locations).name if locations else None
+    # Write these keys only if they are set: records of earlier versions lack them, and must still be equal.
+    return record | {key: value for key, value in (("placeless", placeless), ("misleading", misleading)) if value}
 
 
 def _is_there(folder: Path, record: JsonObject) -> bool:
