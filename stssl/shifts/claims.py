@@ -66,11 +66,11 @@ def _sentence(claim: str, effects: Sequence[ShiftEffect]) -> str:
     order = (better, worse, "no difference shown", "no interval")
     parts = [f"{verdict} on {', '.join(named[verdict])}" for verdict in order if verdict in named]
     seeds, score = max(one.seeds for one in effects), effects[0].score
-    unit = f"{unit_of(score)}, {'one seed: no interval' if seeds == 1 else f'95 % intervals, {seeds} seeds'}"
+    unit = f"{points_unit(score)}, {'one seed: no interval' if seeds == 1 else f'95 % intervals, {seeds} seeds'}"
     return f"{COMPARED[claim]}: {'; '.join(parts)} ({unit})."
 
 
-def unit_of(score: str) -> str:
+def points_unit(score: str) -> str:
     """Name the unit of differences of a score: hundredths. If less is better, say that plus still means better."""
     return f"points of {score}{', where less is better and counts as plus' if score in LOWER_IS_BETTER else ''}"
 

@@ -15,7 +15,7 @@ from stssl.analysis.page import joined, note, page
 from stssl.analysis.tables import Cell, CellValue, table
 from stssl.base.whole_files import write_whole
 from stssl.recipes.recipe import Recipe
-from stssl.shifts.claims import QUESTIONS, points, unit_of
+from stssl.shifts.claims import QUESTIONS, points, points_unit
 from stssl.shifts.distances import DistanceGain, gain_by_place
 from stssl.shifts.effects import NETWORKS, SEEING, FinishedStudy, ShiftEffect, ShiftScore
 from stssl.shifts.files import ShiftFindings
@@ -126,7 +126,7 @@ def _differences(effects: Sequence[ShiftEffect], score: str) -> list[Markup]:
         )
     head = ["split", "patches", "network (metadata)", "minus", "difference in points (95 %)", "blocks", "p", "p (Holm)"]
     words = (
-        f"Unit: {unit_of(score)}. The first three kinds of rows are those of the sentences above. Bold differences "
+        f"Unit: {points_unit(score)}. The first three kinds of rows are those of the sentences above. Bold differences "
         "count as shown. The others have no correction for their number: read them as hints."
     )
     return [table(head, rows), note(words)]
@@ -179,7 +179,7 @@ def _distance_panel(
     axis.set_ylim(-high, high)
     axis.set_title(f"{model} with true metadata, minus student")
     axis.set_xlabel("distance to the nearest training patch in km")
-    axis.set_ylabel(unit_of(score))
+    axis.set_ylabel(points_unit(score))
     return svg(figure, names)
 
 
