@@ -41,7 +41,9 @@ def synthesize_command(
     ] = False,
     misleading: Annotated[
         str | None,
-        typer.Option(metavar="COUNTRY", help="Let dates tell the opposite in this country (Finland) as elsewhere."),
+        typer.Option(
+            metavar="COUNTRY", help="Let dates tell in this country the opposite of what they tell elsewhere."
+        ),
     ] = None,
 ) -> None:
     """Write a synthetic archive in the file layout of BigEarthNet v1.0."""
