@@ -17,7 +17,7 @@ from stssl.base.batch import Progress, View
 
 
 class DeFixMatchConfig(CutoffConfig):
-    """Define the settings of DeFixMatch: its cut-offs and its kind of pseudo-label."""
+    """Define the settings of DeFixMatch: which pseudo-labels are confident enough, and if they are hard or soft."""
 
     name: Literal["defixmatch"] = "defixmatch"
 

@@ -60,7 +60,7 @@ class TargetMarginal(nn.Module):
         return self.running.value
 
     def observe(self, outputs: LabelerOutputs) -> None:
-        """Update the running mean of predictions on labeled patches. Do nothing if the distribution is constant.
+        """Update the target distribution if it is a running mean of predictions on labeled patches, else do nothing.
 
         `outputs` has the labeler's logits for weakly augmented labeled patches.
         """

@@ -17,7 +17,7 @@ class Ring(nn.Module):
 
         Args:
             columns: Number of values in a row.
-            rows: Largest number of rows in the buffer. New rows then replace the oldest ones.
+            rows: Largest number of rows in the buffer. Once it is full, new rows replace the oldest ones.
         """
         super().__init__()
         # Use a plain number, not a tensor on the GPU: each time that Python reads such a tensor, it waits for the GPU.

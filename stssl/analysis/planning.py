@@ -170,7 +170,7 @@ def _validation(train_state: TrainState, recipe: RunRecipe, workers: int) -> tup
 
 
 def _stored_bytes(train_state: TrainState) -> float:
-    """Return the number of bytes that the run reads from the store for one patch.
+    """Return the number of bytes that a run reads from its store for one patch.
 
     A run reads all bands of each pixel array that has a band of its recipe.
 

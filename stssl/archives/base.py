@@ -166,10 +166,13 @@ class ArchiveFormat(Protocol):
         ...
 
     def write_example(self, folder: Path) -> "Example":
-        """Write a tiny archive of this format for tests. Return its description with the values of its future store.
+        """Write a tiny archive of this format for tests, and say what a store made from it must contain.
 
         Args:
             folder: Empty folder to write into.
+
+        Returns:
+            The archive's path and options, and the pixels, labels, places and dates that the store must have.
         """
         ...
 

@@ -323,7 +323,7 @@ def _place(path: Path) -> Values:
         data = path.read_bytes()
     except OSError:
         return {}  # This is no error here, since `read_bands` reports the missing file.
-    # Try the direct reader first, since GDAL needs milliseconds to open a file.
+    # Try the direct reader first: GDAL needs milliseconds to open a file, which is minutes for 590,326 patches.
     corner = utm_corner(data)
     if corner is None:
         frame = georeference(path, path.name)

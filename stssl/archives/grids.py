@@ -139,7 +139,7 @@ def grid_of(file: DatasetReader) -> ImageGrid | None:
 def common_meters(grids: Sequence[ImageGrid | None]) -> float:
     """Return the pixel size in meters that all images share; 0 if the sizes differ, or one is unknown.
 
-    Sizes that differ by at most 2 % count as equal.
+    Sizes that differ from the first one by at most 2 % count as equal to it; the first one is returned.
 
     Args:
         grids: Grid of each image; None for an image without one.

@@ -325,7 +325,7 @@ def _bands(file: DatasetReader, name: str, data: bytes) -> _Bands:
     if not kept:
         raise BadPatchError("unreadable", f"{name} holds nothing but transparency")
     values = file.read(kept)
-    # One call is enough, since GDAL combines the file's nodata values, masks and alpha in this mask.
+    # GDAL combines the file's nodata values, masks and alpha in this mask, so none of them is read again for it.
     masks = file.read_masks(kept) > 0
     premultiplied = bool(alpha) and file.driver == "GTiff" and _premultiplied(data)
     for band in alpha:

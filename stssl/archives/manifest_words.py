@@ -29,9 +29,9 @@ def missing_words(names: list[str], rows: bool) -> str:
 
 
 def lacking_columns(columns: TableColumns) -> Iterator[str]:
-    """Yield remarks, one line each, on columns that a table of images lacks.
+    """Yield remarks, one line each, on what a table of images seems to lack.
 
-    These are labels, and other columns that seem to have a mistyped name.
+    One remark says that no column has labels. Others name unused columns whose names look like mistyped known names.
 
     Args:
         columns: Used and unused columns of the table.

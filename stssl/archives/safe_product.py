@@ -138,7 +138,9 @@ def _number(root: ElementTree.Element, tag: str) -> float | None:
 
 
 def _date(root: ElementTree.Element) -> datetime | None:
-    """Return the time of acquisition in the metadata of a product, with a time zone; None if they state none.
+    """Return the time of acquisition that the metadata of a product state; None if they state no time.
+
+    A time without a zone counts as UTC.
 
     Args:
         root: Root element of the metadata.

@@ -59,7 +59,7 @@ class View(Enum):
 
     @property
     def randomness(self) -> RandomStream:
-        """Return the member of `RandomStream` for the random numbers that augment patches to this view."""
+        """Return the random stream (a `RandomStream`) from which the augmentation of this view draws its numbers."""
         return RandomStream[self.name]
 
 

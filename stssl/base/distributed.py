@@ -180,7 +180,7 @@ def _raised(kind: str, message: str, exit_code: int | None) -> Exception:
         exit_code: Exit code of the command, if the error has one.
     """
     classes: list[type[StsslError]] = [StsslError]
-    for known in classes:  # the list grows meanwhile
+    for known in classes:  # the loop appends subclasses, so it reaches all classes below
         if known.__name__ == kind:
             error = known(message)
             error.exit_code = exit_code or error.exit_code

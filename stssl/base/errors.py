@@ -65,9 +65,10 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(text: object, most: int = 80) -> str:
-    """Return a value as short text for an error message: at most its first `most` characters.
+    """Return a text for an error message, cut to its first `most` characters.
 
-    If one of these characters cannot be printed, return Python's escapes for all characters outside ASCII.
+    If one of these characters cannot be printed, all characters outside ASCII become Python's escapes. The escaped text
+    may be longer than `most`.
     """
     words = text if isinstance(text, str) else repr(text)
     words = words if len(words) <= most else f"{words[: most - 3]}..."

@@ -112,7 +112,7 @@ def new_result(parameter: typer.CallbackParam, value: Any) -> Any:
 
 
 def store_place(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Check that the place of a store is a path or a URL that a store can have. Return it unchanged.
+    """Check that the place of a store is a path or the URL of an object store. Return it unchanged.
 
     Args:
         parameter: The option or argument of the command line, for its name in messages.

@@ -181,8 +181,8 @@ def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
         image: The images.
         sigma: [n] widths of the Gaussians in pixels.
     """
-    # A convolution has one kernel for each group of channels. Make each band of each patch a group, since each patch
-    # needs its own kernel.
+    # Each patch needs its own blur. So make each band of each patch a group of one grouped convolution below: then one
+    # call applies a different kernel to each.
     n, bands, height, width = image.shape
     reach = max(1, min(height, width) // 20)
     steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)

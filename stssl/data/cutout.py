@@ -49,7 +49,7 @@ def cutout_boxes(share_x_y: NDArray[np.float64], size: int) -> Tensor:
 
 
 def fill_boxes(image: Tensor, boxes: Tensor | None, white: int) -> Tensor:
-    """Fill a square of each image with gray, and return the images.
+    """Fill a square of each image with gray (half of white), and return the images.
 
     Args:
         image: [n, bands, height, width]. On a CPU, the images change in place. On a GPU, the result is a copy.

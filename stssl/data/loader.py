@@ -162,10 +162,10 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Set up the loading for one training process. It gets contiguous rows of each global batch.
+        """Set up the loading for one training process, which gets contiguous rows of the batch of all processes.
 
         Args:
-            sources: Sources of the patches of each stream.
+            sources: Sources of the patches of each stream: one for labeled and one for unlabeled patches.
             draw: Makes the random choices for augmentation.
             views: Function that takes the number of a step and returns the views that the step uses. A stream without
                 a view in a step is not read.

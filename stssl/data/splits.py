@@ -42,9 +42,9 @@ class BlockSplit(Config):
 
     Attributes:
         degrees: Side of the squares in degrees.
-        validation: Share of the patches for validation.
-        test: Share of the patches for test.
-        seed: Seed of the random numbers that assign the patches.
+        validation: Share of the patches for validation. Squares stay whole, so the share is approximate.
+        test: Share of the patches for test, also approximate.
+        seed: Seed of the random numbers that assign the squares.
     """
 
     name: Literal["blocks"]
@@ -249,9 +249,9 @@ def _random(store: Columns, config: RandomSplit) -> Ints:
 
 
 def _blocks(store: Columns, config: BlockSplit) -> Ints:
-    """Assign N patches to training, validation or test by squares of the map, so that a square has patches of one part.
+    """Assign N patches to training, validation or test by squares of the map: all patches of a square get one part.
 
-    Return [N] codes: 0 training, 1 validation, 2 test, 255 for patches without a place.
+    Return [N] codes: 0 training, 1 validation, 2 test, 255 for patches without coordinates.
     """
     rows, blocks = _block_ids(store, config.degrees)
     return _deal(store.size, rows, blocks, {2: config.test, 1: config.validation}, config.seed)

@@ -123,7 +123,8 @@ def _equalize(image: Tensor, amounts: Tensor) -> Tensor:
     The operation needs no `amounts`.
     """
     bins = (image.clamp(0, 1) * 255).round().long().flatten(2)
-    # Use 256 bins as Pillow does, although values are floats: the tests compare the results with Pillow's.
+    # Use 256 bins although values are floats, as Pillow does: public code of these algorithms equalizes by Pillow, and
+    # results should be comparable.
     counts = count_levels(bins).float()
     below = (counts.cumsum(2) - counts).gather(2, bins)
     spread = bins.shape[2] - counts.gather(2, bins.amax(2, keepdim=True))

@@ -205,7 +205,7 @@ def build_network(
         if distill and not site.own_token:
             project = nn.Linear(shape.width, site.head_width)
         site = site if distill and site.own_token else Nowhere(injection, shape)
-    elif not isinstance(site, Nowhere):  # without a site, an encoder would never get a gradient
+    elif not isinstance(site, Nowhere):  # build no encoder without a site: it would never get a gradient
         if site.head_width != shape.width:
             _widen_head(net, site.head_width)
         made = ENCODERS[encoder.name](encoder, shape.width, places)

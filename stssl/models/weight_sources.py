@@ -296,7 +296,10 @@ def hub_file(weights: str, place: str) -> str:
 
 
 def _files_of(repository: str, offline: bool) -> list[str]:
-    """List the files of a repository of Hugging Face. With `offline`, list those in the local cache."""
+    """Return the paths of all files in a repository of Hugging Face, relative to the repository.
+
+    With `offline`, return the paths of the files that the local cache has of this repository.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     if not offline:

@@ -36,12 +36,12 @@ class PatchInputs:
     """
 
     def __init__(self, model: ImageModel, source: PatchSource, *, resample: bool) -> None:
-        """Find the model's bands in a source, and check that its pixels have the type and size of the training images.
+        """Find the model's bands in a source, and check the type of its pixels. Without `resample`, check their size.
 
         Args:
             model: The model.
             source: Source of the patches, such as a store.
-            resample: True to accept patches of another size than those of the training.
+            resample: True to accept patches of another size than those of the training, and to resize them.
 
         Raises:
             ConfigError: The patches have another size, and `resample` is False.
@@ -71,7 +71,7 @@ class PatchInputs:
 
         Args:
             source: Source of the patches, such as a store.
-            resample: True to accept patches of another size than those of the training.
+            resample: True to accept patches of another size than those of the training, and to resize them.
 
         Raises:
             ConfigError: The patches have another size, and `resample` is False.

@@ -70,7 +70,7 @@ class RankedRows:
         """Return the average precision [draws] of the predictions in each bootstrap draw.
 
         Args:
-            draws: [draws, blocks] how often each draw takes each block. A draw without a positive row gives NaN.
+            draws: [draws, blocks] how often each draw takes each block. A draw without a patch of the class gives NaN.
         """
         if not len(self.ends):
             return np.full(len(draws), np.nan)
@@ -183,7 +183,8 @@ def _binned(confidence: Tensor, right: Tensor, rows: Ints, count: int) -> Float6
         [n, 3 * bins] of each patch: the number of its predictions in each bin, then the sums of their confidences in
         each bin, then the numbers of right ones in each bin.
     """
-    # As in torchmetrics, the probability 1 has one more bin for itself: it is the last edge, and lies behind all bins.
+    # Use one bin more than there are intervals, as torchmetrics does: the probability 1 is the last edge, and
+    # no interval holds it.
     bins = CONFIDENCE_BINS + 1
     edges = torch.linspace(0, 1, bins, dtype=torch.float32)
     place = rows * bins + (torch.bucketize(confidence.float(), edges, right=True) - 1).numpy()

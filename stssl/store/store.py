@@ -390,7 +390,8 @@ class Store:
         Maps are pixel arrays without image bands, such as one of land cover.
 
         Args:
-            cache: Cache on disk for an object store. Without a cache, zarr reads the object store.
+            cache: Cache on disk for a store in an object store; without it, zarr reads the object store. Not used
+                for a store on disk.
         """
         bands = [band for group in self.maps.values() for band in group.bands]
         return StoreReader(self.path, self._stored(self.maps), bands, cache=cache)

@@ -181,8 +181,8 @@ def network_of(path: Path, description: ModelDescription, weights: dict[str, Ten
     assert role != "encoder"
     encoder, injection = parts.encoder, parts.injection
     try:
-        # The weights are random until they are loaded. Draw them apart from the caller's random numbers, which would
-        # otherwise change.
+        # The weights are random until they are loaded. Draw them apart from the caller's random numbers: loading
+        # a student must not change what the caller's program draws next.
         with torch.random.fork_rng(devices=[]):
             network = build_network(
                 backbone=parts.backbone,

@@ -96,7 +96,7 @@ class NoSchedulerConfig(Config):
 
 
 class TpeConfig(Config):
-    """Choose the values of trials by tree-structured Parzen estimators (TPE).
+    """Define the settings of tree-structured Parzen estimators (TPE), which choose the recipe values of trials.
 
     Attributes:
         startup: Number of first trials that get random values.
@@ -107,7 +107,7 @@ class TpeConfig(Config):
 
 
 class GpConfig(Config):
-    """Choose the values of trials by Gaussian processes.
+    """Define the settings of Gaussian processes, which choose the recipe values of trials.
 
     Attributes:
         startup: Number of first trials that get random values.

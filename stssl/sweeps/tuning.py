@@ -234,9 +234,10 @@ class StudyScheduler(FIFOScheduler):
         return self
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Return what pickle stores instead of the scheduler: an empty object, because a study cannot be pickled.
+        """Let pickle store an empty object instead of this scheduler, because its study cannot be pickled.
 
-        Tune pickles its arguments but never loads them.
+        Tune pickles the scheduler with all its arguments, but never loads the result. Return what pickle expects: a
+        function that makes the empty object, and its arguments.
         """
         return (object, ())
 
@@ -296,7 +297,8 @@ def tune_session(book: Book) -> Iterator[TuneSession]:
         available = resources_for(trials, launch.nodes_timeout_s)
         nodes: Callable[[], list[dict[str, object]]] = ray.nodes
         driver = driver_needs(sum(bool(node["Alive"]) for node in nodes()))
-        # Make a new Tune experiment at each start: a resumed sweep needs no files of Tune, only study and run folders.
+        # Make a new Tune experiment at each start: a resumed sweep continues from the study and the
+        # run folders alone, and files of an earlier experiment could contradict them.
         run_config = tune.RunConfig(
             name=datetime.now().strftime("%Y%m%d-%H%M%S-%f"),
             storage_path=str(book.sweep.folder / "tune"),

@@ -188,7 +188,9 @@ class Checkpoints:
             StsslError: The thread could not write the checkpoint of an earlier call.
         """
         self.wait()
-        copy = cast(CheckpointState, _copied(state))  # a copy has the same types as the original
+        # Copy before the thread starts: training changes these tensors while the thread writes them. The cast is safe,
+        # since a copy has the types of the original.
+        copy = cast(CheckpointState, _copied(state))
         self._writer = threading.Thread(target=self._write, args=(copy, best), name="stssl-checkpoint")
         self._writer.start()
 
@@ -238,11 +240,12 @@ class Checkpoints:
         return is_there(self.path(name))
 
     def mend(self, state: CheckpointState, best: bool) -> None:
-        """Repair the folder after the process was killed during a write: remove half-written files, restore `best`.
+        """Repair the folder after the process was killed during a write: remove half-written files, and mend `best`.
 
         Args:
             state: State that the run resumes from.
-            best: True if this state has the best score. It is then written to the file `best`.
+            best: True if this state has the best score so far. Then the file `best` is written again from this state;
+                else it stays as it is.
         """
         for path in self.folder.glob(".*.pt.*"):
             path.unlink(missing_ok=True)

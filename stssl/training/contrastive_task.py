@@ -176,9 +176,14 @@ class PairMaker(nn.Module):
 
     @torch.no_grad()
     def forward(self, raw: RawPairs) -> Pairs:
-        """Return augmented, normalized views of pairs of patches: of the first patch as query, of the second as key.
+        """Augment and normalize the two patches of each pair, on the device of the networks.
 
-        The loader has already chosen crops, flips and colors at random, and stored them in `raw` beside the pixels.
+        Args:
+            raw: Pixels of the pairs, and the crops, flips and colors that the loader chose at random for them.
+
+        Returns:
+            The first patches as queries and the second ones as keys, each [n, bands, H, W], their metadata, and which
+            pairs show the same place.
         """
         device = self.pixels.low.device
         images = self.pixels.unit({name: a.to(device, non_blocking=True) for name, a in raw.arrays.items()})

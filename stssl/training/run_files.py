@@ -270,8 +270,8 @@ class NewRows:
     def take(self) -> list[MetricsRow]:
         """Return the rows that were added since the last call. An incomplete last line is left for a later call.
 
-        A resumed run replaces the file by one without the rows after its checkpoint. After such a replacement, read
-        the file from its start, and skip as many rows as earlier calls returned.
+        A resumed run replaces the file by one without the rows after its checkpoint. After such a replacement,
+        this method reads the file from its start, and skips as many rows as earlier calls returned.
 
         Raises:
             RunError: The file cannot be read.

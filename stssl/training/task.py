@@ -69,7 +69,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
         step: Module with the networks, their losses and all other state of training.
         loader: Loader of this rank's patches of the global batches.
         device: Device of the networks.
-        data: Open store, the numbers of its training, validation and test patches, and the reader of pixels.
+        data: Open store, the row numbers of its training, validation and test patches, and the reader of pixels.
     """
 
     recipe: R
@@ -149,7 +149,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
 
     @abstractmethod
     def about(self) -> JsonObject:
-        """Return a description of the data for the run's record, such as the number of patches in each part."""
+        """Return facts about the data for the run's record, by name, such as the number of patches in each part."""
 
     def labels(self) -> JsonObject | None:
         """Return a description of the labeled patches for `labels.json`; None if the run uses no labels."""
