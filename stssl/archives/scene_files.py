@@ -203,7 +203,7 @@ def canonical_band(name: str) -> str:
 
 
 def other_names(given: Sequence[str], place: str, stated: Sequence[str]) -> ConfigError:
-    """Return (do not raise) an error that the user's band names contradict the names in a file.
+    """Make the error for band names that contradict those in a file. Return it for the caller to raise.
 
     Args:
         given: Names that the user gave.

@@ -52,7 +52,8 @@ class LabelSpace:
     def outputs(self, choices: Tensor) -> Tensor:
         """Return one value for each class, [..., C], out of the values [..., G, K] of G decisions with K choices.
 
-        Single-label: these are the values of all choices. Multi-label: the values of "present" for each class.
+        The values are logits or probabilities. Single-label (one decision among C classes): return the values of all
+        choices. Multi-label (one decision for each class): return the values of "present", the second choice.
         """
         return choices[..., 1] if self.multilabel else choices[..., 0, :]
 

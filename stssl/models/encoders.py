@@ -110,7 +110,10 @@ class Fourier(MetadataEncoder):
         self.octaves, self.date_octaves = config.octaves, config.date_octaves
 
     def place(self, lat: Tensor, lon: Tensor) -> Tensor:
-        """Return features [N, 4 * octaves]: sines and cosines of latitudes [N] and longitudes [N] in degrees."""
+        """Return features [N, 4 * octaves]: sines and cosines of latitudes [N] and longitudes [N] in degrees.
+
+        Frequency k has 2^k periods around the globe, for k from 0 to octaves - 1.
+        """
         return torch.cat([circle(turn * 2**k) for k in range(self.octaves) for turn in (lat / 360, lon / 360)], 1)
 
     def date(self, day: Tensor, hour: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class ShardedArray:
         self._fresh()
 
     def _fresh(self) -> None:
-        """Set this reader to its first state: no shard file is open, and no index of a shard is known."""
+        """Set this reader to the state of a new one: it has opened no shard file and read no index. Close nothing."""
         self._index: NDArray[np.uint64] | None = None
         self._files: NDArray[np.int64] | None = None
         self._sums = np.zeros(0, np.uint32)

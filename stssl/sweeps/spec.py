@@ -129,7 +129,7 @@ class Nsga2Config(Config):
 
 
 class RandomConfig(Config):
-    """Choose the values of each trial at random, independently of earlier trials."""
+    """Define random search: it chooses the values of each trial at random, independently of earlier trials."""
 
     name: Literal["random"] = "random"
 

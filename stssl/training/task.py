@@ -152,7 +152,7 @@ class Task(ABC, Generic[R, Loaded, Made]):
         """Return facts about the data for the run's record, by name, such as the number of patches in each part."""
 
     def labels(self) -> JsonObject | None:
-        """Return a description of the labeled patches for `labels.json`; None if the run uses no labels."""
+        """Return the names, row numbers and targets of the labeled patches for `labels.json`; None without labels."""
         return None
 
 
