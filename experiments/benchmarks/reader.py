@@ -13,12 +13,14 @@ ratio, by the clock and by CPU time.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ from stssl.store.writer import Writer
 
 RGB = ("B04", "B03", "B02")
 BATCH, SHARD, TURN = 64, 512, 1
+WAITING_THREADS = 16
+"""Threads of a reader on a disk where each read waits."""
 Path_ = Callable[[np.ndarray], Any]
 
 
@@ -268,6 +272,8 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
     steps = options.batches
     lz4 = StoreReader(str(folder / "lz4"), stored["lz4"], RGB, options.threads)
     through, apart = (loader_path(lz4, options.patches, steps, together) for together in (True, False))
+    both = loader_path(StoreReader(str(folder / "lz4"), stored["lz4"], RGB, 2), options.patches, steps, together=True)
+    waiting = {threads: reader_path(folder / "lz4", stored["lz4"], RGB, threads) for threads in (1, WAITING_THREADS)}
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(options.repeats):
@@ -279,7 +285,28 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                 found.setdefault(name, []).append(_rate(partial(_patches_read, path, some)))
         found.setdefault("loader lz4 RGB", []).append(_rate(through))
         found.setdefault("loader lz4 RGB, two reads", []).append(_rate(apart))
+        found.setdefault("loader lz4 RGB, 2 threads", []).append(_rate(both))
+        with slow_reads():
+            for threads, path in waiting.items():
+                some = batches[: max(2, steps * threads // 100)]
+                found.setdefault(f"1 ms a read, {threads} thr.", []).append(_rate(partial(_patches_read, path, some)))
     return rows_of(found, memory_beside(folder / "lz4")) + check_cost(folder, pixels, options), found
+
+
+@contextlib.contextmanager
+def slow_reads() -> Iterator[None]:
+    """Return a context in which each read of a file takes 1 ms longer, as on a network disk."""
+    read = os.preadv
+
+    def slow(*arguments: Any) -> int:
+        time.sleep(0.001)
+        return read(*arguments)
+
+    os.preadv = slow
+    try:
+        yield
+    finally:
+        os.preadv = read
 
 
 def _patches_read(path: Path_, batches: Iterable[np.ndarray]) -> int:
@@ -305,6 +332,7 @@ def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]
         ("RGB, lz4, times LMDB + safetensors", share("lz4 RGB", "lmdb RGB"), 1.0),
         ("RGB, lz4, loader's share of the bare reader", share("loader lz4 RGB", "lz4 RGB"), 0.8),
         ("the same with two reads a step", share("loader lz4 RGB, two reads", "lz4 RGB"), None),
+        ("1 ms a read, 16 threads against 1", share("1 ms a read, 16 thr.", "1 ms a read, 1 thr."), 12.0),
         ("RGB, lz4, times zarr oindex", share("lz4 RGB", "oindex lz4 RGB"), 30.0),
         ("RGB, lz4, times TensorStore", share("lz4 RGB", "tensorstore lz4 RGB"), None),
         ("RGB, no codec, times TensorStore", share("none RGB", "tensorstore none RGB"), None),
@@ -314,6 +342,8 @@ def rows_of(found: dict[str, list[float]], memory: float) -> list[dict[str, Any]
         ("all bands, lz4, times zarr oindex", share("lz4 all", "oindex lz4 all"), 30.0),
     ]
     rows = [{"what": what, "measured": value, "at least": least} for what, value, least in asked]
+    rate = statistics.median(found["loader lz4 RGB, 2 threads"])
+    rows.append({"what": "RGB, lz4, loader with 2 threads, patches/s", "measured": rate, "at least": 25_000.0})
     return [*rows, {"what": "MB beside the batches, 590,326 patches", "measured": memory, "at most": 100.0}]
 
 
@@ -330,9 +360,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows, found = measure(options, Path(folder))
-    print(f"{'path':<22}{'patches/s':>12}")
+    print(f"{'path':<27}{'patches/s':>12}")
     for name, rates in found.items():
-        print(f"{name:<22}{statistics.median(rates):>12,.0f}")
+        print(f"{name:<27}{statistics.median(rates):>12,.0f}")
     print(f"\n{'what':<54}{'measured':>10}{'wanted':>10}")
     for row in rows:
         measured = "-" if row["measured"] is None else f"{row['measured']:.2f}"
