@@ -83,6 +83,8 @@ REGION_KM, LOCAL_KM = (280.0, 850.0), (5.0, 16.0)
 AREA_CELLS, AREA_PLACES = 6, 25
 FIRST_DAY, DAYS = np.datetime64("2017-06-01T00:00:00"), 365
 SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
+WAVES = 96
+"""Number of waves whose sum is one smooth random function."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,6 @@ def _field(
     wavelengths: tuple[float, float],
     classes: int,
     rng: np.random.Generator,
-    waves: int = 96,
 ) -> NDArray[np.float64]:
     """Make a smooth random function of variance 1 on the map for each class. Return its values at n places.
 
@@ -331,11 +332,9 @@ def _field(
         wavelengths: Shortest and longest wavelength in kilometers.
         classes: Number of classes, and of functions.
         rng: Source of random numbers.
-        waves: Not used. A function is the sum of 96 waves.
     """
-    waves = 96
-    length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), waves))
-    angle = rng.uniform(0, 2 * np.pi, waves)
+    length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), WAVES))
+    angle = rng.uniform(0, 2 * np.pi, WAVES)
     phase = plane @ (2 * np.pi / length * np.stack([np.cos(angle), np.sin(angle)]))
     features = np.concatenate([np.cos(phase), np.sin(phase)], 1)
-    return features @ rng.normal(0, waves**-0.5, (2 * waves, classes))
+    return features @ rng.normal(0, WAVES**-0.5, (2 * WAVES, classes))
