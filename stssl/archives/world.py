@@ -83,7 +83,7 @@ REGION_KM, LOCAL_KM = (280.0, 850.0), (5.0, 16.0)
 AREA_CELLS, AREA_PLACES = 6, 25
 FIRST_DAY, DAYS = np.datetime64("2017-06-01T00:00:00"), 365
 SHARES = {"train": 0.52, "validation": 0.24, "test": 0.24}
-WAVES = 96
+FIELD_WAVES = 96
 """Number of waves whose sum is one smooth random function."""
 
 
@@ -333,8 +333,8 @@ def _field(
         classes: Number of classes, and of functions.
         rng: Source of random numbers.
     """
-    length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), WAVES))
-    angle = rng.uniform(0, 2 * np.pi, WAVES)
+    length = np.exp(rng.uniform(np.log(wavelengths[0]), np.log(wavelengths[1]), FIELD_WAVES))
+    angle = rng.uniform(0, 2 * np.pi, FIELD_WAVES)
     phase = plane @ (2 * np.pi / length * np.stack([np.cos(angle), np.sin(angle)]))
     features = np.concatenate([np.cos(phase), np.sin(phase)], 1)
-    return features @ rng.normal(0, WAVES**-0.5, (2 * WAVES, classes))
+    return features @ rng.normal(0, FIELD_WAVES**-0.5, (2 * FIELD_WAVES, classes))
