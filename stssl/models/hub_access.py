@@ -32,19 +32,18 @@ def short_of_hub() -> Iterator[bool]:
     from httpx import HTTPError, InvalidURL, head
     from huggingface_hub import constants
 
-    before, log = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")
-    level, offline = log.level, before
+    log = logging.getLogger("huggingface_hub")
+    level, offline = log.level, constants.HF_HUB_OFFLINE
     if not offline:
         try:
             head(constants.ENDPOINT, timeout=WAIT)
         except (HTTPError, InvalidURL, OSError):
             offline = True
-    constants.HF_HUB_OFFLINE = offline
     log.setLevel(logging.ERROR)
     try:
-        yield offline
+        with hub_offline(offline):
+            yield offline
     finally:
-        constants.HF_HUB_OFFLINE = before
         log.setLevel(level)
 
 
@@ -74,18 +73,18 @@ def read_once_a_machine(read: Callable[[], Read]) -> Read:
             raise ConfigError(told)
     if found is None:
         # Machines may share a name, so the cache of this one may still be empty.
-        with contextlib.suppress(ConfigError), cache_alone():
+        with contextlib.suppress(ConfigError), hub_offline(True):
             found = read()
     return read() if found is None else found
 
 
 @contextlib.contextmanager
-def cache_alone() -> Iterator[None]:
-    """In a `with` block, let Hugging Face's client use only its cache, and ask the hub nothing."""
+def hub_offline(offline: bool) -> Iterator[None]:
+    """In a `with` block, let Hugging Face's client use only its cache if `offline`, else let it ask the hub."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = offline
     try:
         yield
     finally:

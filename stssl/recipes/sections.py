@@ -206,6 +206,11 @@ class ComputeConfig(Config):
     compile: bool | Literal["reduce-overhead"] = False
     nonfinite_steps: Annotated[int, Field(ge=0)] = 10
 
+    @property
+    def graphs(self) -> bool:
+        """Return True if compiled blocks record their work on a GPU as CUDA graphs."""
+        return self.compile == "reduce-overhead"
+
 
 class LaunchConfig(Config):
     """Set how many processes train a run, what resources each gets, and where the run is stored.

@@ -112,7 +112,7 @@ def train_step(train_state: TrainState, raw: object) -> StepResult:
     torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank())
     set_learning_rates(train_state.optimizer, step, recipe.schedule, recipe.optimizer.lr)
     train_state.optimizer.zero_grad(set_to_none=True)
-    if recipe.compute.compile == "reduce-overhead":
+    if recipe.compute.graphs:
         begin_graph_step()
     train_state.statistics.save()
     logs = backward(train_state, raw)

@@ -272,7 +272,7 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
     task = TASKS[type(recipe)](folder.recipe_to_build(recipe) if recorded is not None else recipe, device, recorded)
     if recipe.compute.compile:
         for backbone in task.step.backbones():
-            compile_blocks(backbone, graphs=recipe.compute.compile == "reduce-overhead")
+            compile_blocks(backbone, graphs=recipe.compute.graphs)
     return TrainState(
         recipe=recipe,
         folder=folder,
