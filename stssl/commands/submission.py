@@ -33,6 +33,7 @@ EXCLUDES = (
     "/data/",
     "/runs/",
     "/sweeps/",
+    "/shifts/",
     "/quickstart/",
     "/build/",
     "__pycache__/",
@@ -44,11 +45,16 @@ EXCLUDES = (
     "*.tar",
     "*.tar.*",
     "*.pt",
+    "*.pt2",
+    "*.onnx",
 )
 """Files that are not sent, as patterns of .gitignore. Files in the folder's own .gitignore are not sent, either."""
 
 LOST = (OSError, RuntimeError)
 """Errors that Ray's client raises if a connection is lost. The errors of `requests` are subclasses of these."""
+
+TOO_LARGE = ("status code 413", "exceeds the maximum size")
+"""Words of the errors of Ray's job server and of its client if the working folder is too large."""
 
 TOKEN_ADVICE = (
     "Set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token "
@@ -429,4 +435,9 @@ def _explained(address: str) -> Iterator[None]:
             "forwarded to this machine (`ray dashboard CLUSTER.yaml`, or `kubectl port-forward`)?"
         ) from None
     except (RuntimeError, ValueError) as error:
+        if any(words in str(error) for words in TOO_LARGE):
+            raise RunError(
+                f"{address} did not take the job: the working folder is too large to send, and 100 MB are the most "
+                "that a job server takes. Name large files in the folder's .gitignore, or give a smaller --folder."
+            ) from None
         raise RunError(f"{address} did not take the job: {first_line(error)}") from None

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +37,14 @@ def object_name(name: str) -> str:
 class RemoteCheckpoints:
     """Fetch the checkpoints of one run from an object store, and send them to it."""
 
-    def __init__(self, mirror: Mirror) -> None:
-        """Store `mirror`, the connection with the run's folder in the object store. Fetch nothing yet."""
-        self.mirror, self.remote = mirror, mirror.remote
+    def __init__(self, mirror: Mirror, send_others: Callable[[], None]) -> None:
+        """Store how to reach the object store. Fetch nothing yet.
+
+        Args:
+            mirror: Connection with the run's folder in the object store.
+            send_others: Function that sends the run's other files that have changed, such as its metrics.
+        """
+        self.mirror, self.remote, self.send_others = mirror, mirror.remote, send_others
         self._committed: dict[str, str] = {}
         self._mark: ObjectMark | None = None
         self._at_last: str | None = None
@@ -97,6 +103,8 @@ class RemoteCheckpoints:
     def send(self, best: bool) -> None:
         """Send the local `last.pt` to the object store, and commit it: name it in `committed.json`.
 
+        Send the run's other files before the commit: a resumed run cannot restore metrics of earlier steps.
+
         Args:
             best: True if `last.pt` is the best checkpoint, too.
 
@@ -104,6 +112,7 @@ class RemoteCheckpoints:
             DataError: The object store refuses a file, or does not answer.
             OtherWriterError: Another process trains the same run.
         """
+        self.send_others()
         data = self._local("last").read_bytes()
         digest, before = _digest(data[-TAIL_BYTES:]), self._committed.get("last")
         # Do not copy an uncommitted `last.pt`, which a kill between upload and commit leaves: the committed checkpoint

@@ -56,7 +56,7 @@ class RunFolder(RunPlace):
     def __init__(self, place: str | Path) -> None:
         """Store `place`, the path or URL of the run's folder. Create and fetch nothing yet."""
         super().__init__(place)
-        remote = None if self.mirror is None else RemoteCheckpoints(self.mirror)
+        remote = None if self.mirror is None else RemoteCheckpoints(self.mirror, self.publish)
         self.checkpoints = Checkpoints(self.path / "checkpoints", remote)
 
     @classmethod
@@ -322,12 +322,15 @@ class RunFolder(RunPlace):
         append_line(self.path / file, json.dumps(without_nan(row)))
 
     def sync(self) -> None:
-        """Force the metrics to disk. Call this before a checkpoint is written: a resumed run cannot restore lost rows.
+        """Force the metrics and the list of bad steps to disk.
+
+        Call this before a checkpoint is written: a resumed run cannot restore lost rows.
 
         Raises:
-            RunError: The metrics could not be written to disk.
+            RunError: A file could not be written to disk.
         """
-        sync(self.path / METRICS_FILE)
+        for name in (METRICS_FILE, NONFINITE_FILE):
+            sync(self.path / name)
 
 
 def write_text(path: Path, text: str) -> None:

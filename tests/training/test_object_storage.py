@@ -19,13 +19,14 @@ from s3_server import environment, s3_server
 
 from stssl.analysis.report import write_report
 from stssl.api.run import Run
-from stssl.base import remote
+from stssl.base import mirror, remote
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError, DataError
+from stssl.base.remote_folder import RemoteFolder
 from stssl.recipes.recipe import Recipe
 from stssl.training import loop, state
 from stssl.training.launch import run
-from stssl.training.remote_checkpoints import TAIL_BYTES
+from stssl.training.remote_checkpoints import COMMIT_FILE, TAIL_BYTES
 from stssl.training.run_folder import RunFolder
 from stssl.training.state import open_train_state
 from stssl.training.trained_run import evaluate_run
@@ -110,6 +111,23 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(server, far, unbroken, elsewhere
     assert opened.finished and opened.student().classes and sorted(opened.checkpoints) == ["best", "last", "previous"]
     everything = b"".join(server.objects.values())
     assert b"secret" not in everything and b"tester" not in everything
+
+
+def test_metrics_reach_the_bucket_before_the_checkpoint_counts(server, far, monkeypatch):
+    """A run that is killed right after a commit resumes there, and writes no earlier row again."""
+    monkeypatch.setattr(mirror, "PAUSE_S", 3600)  # the thread that sends files now and then sends none
+    replace, seen = RemoteFolder.replace, []
+
+    def watched(folder, name, data, known):
+        if name == COMMIT_FILE:
+            seen.append([step for _, step, _ in steps_of(files(server)["metrics.jsonl"])])
+        return replace(folder, name, data, known)
+
+    monkeypatch.setattr(RemoteFolder, "replace", watched)
+    run(far)
+    assert [steps[: 3 * number] for number, steps in enumerate(seen, 1)] == [
+        [2, 4, 4], [2, 4, 4, 6, 8, 8], [2, 4, 4, 6, 8, 8, 10, 12, 12],
+    ]  # fmt: skip
 
 
 def test_a_rank_that_sends_no_files_knows_the_best_step_too(server, far, elsewhere, monkeypatch):

@@ -8,16 +8,14 @@ from stssl import __version__
 from stssl.base.errors import DataError, StsslError
 from stssl.base.mirror import mirror_of
 from stssl.base.remote_folder import OtherWriterError, RemoteFolder
-from stssl.training.checkpoints import Checkpoints
-from stssl.training.remote_checkpoints import RemoteCheckpoints
+from stssl.training.run_folder import RunFolder
 
 pytest.importorskip("obstore")
 PLACE = "bucket/runs/far/checkpoints/"
 
 
 def opened():
-    mirror = mirror_of(f"{BUCKET}/far")
-    return Checkpoints(mirror.folder / "checkpoints", RemoteCheckpoints(mirror))
+    return RunFolder(f"{BUCKET}/far").checkpoints
 
 
 def writer():
