@@ -6,6 +6,7 @@ and returns the job's exit code.
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -367,6 +368,8 @@ def _client(address: str) -> "JobSubmissionClient":
         raise ConfigError(f"--address: '{address}' must be the URL of a job server, such as http://127.0.0.1:8265")
     from ray.job_submission import JobSubmissionClient
 
+    # Hide Ray's notes on its connection, which tell users nothing. Set this after the import, which sets the level, too.
+    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     return JobSubmissionClient(address)
 
 

@@ -286,12 +286,33 @@ def open_train_state(recipe: RunRecipe, device: torch.device) -> TrainState:
     )
 
 
+class _Shared(nn.Module):
+    """Call a training step. Called without arguments, only use all of its parameters once."""
+
+    def __init__(self, step: nn.Module) -> None:
+        """Store the training step to call."""
+        super().__init__()
+        self.step = step
+
+    def forward(self, *part: object) -> object:
+        """Return what the step computes from `part`. Without arguments, return 0, as a function of all parameters."""
+        if part:
+            return self.step(*part)
+        return torch.stack([0 * value.sum().float() for value in self.step.parameters() if value.requires_grad]).sum()
+
+
 def _shared(step: nn.Module) -> nn.Module:
     """Return the training step, wrapped in DDP if the run has several ranks, so that the ranks exchange gradients."""
     if world_size() == 1:
         return step
     # Do not broadcast buffers in each step. The algorithm's buffers are equal on all ranks already, because each rank
     # updates them from the patches of all ranks. BatchNorm statistics may differ until a validation averages them.
-    return DistributedDataParallel(
-        step, forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
+    model = DistributedDataParallel(
+        _Shared(step), forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )
+    # DDP sorts the parameters anew after its first step, by the order in which their gradients came. The places of a
+    # parameter in the buckets decide in which order three or more ranks are summed, and so how sums are rounded. Without
+    # this empty step, the first step of a resumed run would round otherwise than the same step of an unbroken run.
+    model().backward()
+    model.zero_grad(set_to_none=True)
+    return model

@@ -1,13 +1,17 @@
 """`stssl submit` to a real cluster of two nodes on this machine, with and without its token."""
 
 import contextlib
+import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +23,20 @@ from exported import write_run
 from processes import family, kill
 from rasterio.transform import from_origin
 
+from stssl.training.ray_metrics import EXPORTED, VALIDATION
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head and a worker node, their job server and token."""
+    """A head and a worker node, their job server and token, and the port at which the worker offers its metrics."""
 
     address: str
     token: str
     temporary: Path
+    metrics: int
 
 
 def free_ports(count):
@@ -48,6 +55,8 @@ def environment(token=None, mode="token"):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     kept |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{kept['PATH']}", "HOME": "/nonexistent"}
     kept |= {"RAY_AUTH_TOKEN": token} if token else {}
+    kept |= {"RAY_worker_niceness": "0"}  # as in conftest.py
+    kept |= {"RAY_metrics_report_interval_ms": "1000"}  # the least, so that a short run shows its metrics
     return kept | ({"RAY_AUTH_MODE": mode} if mode else {})
 
 
@@ -78,7 +87,7 @@ def stssl(cluster, *arguments, token=None, mode="token", timeout=500):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    port, dashboard, client, *agents = free_ports(5)
+    port, dashboard, client, metrics, *agents = free_ports(6)
     token = secrets.token_hex(32)
     nodes = []
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temporary:
@@ -94,13 +103,13 @@ def cluster(tmp_path_factory):
                     f"--temp-dir={temporary}",
                 )
             )
-            found = Cluster(f"http://127.0.0.1:{dashboard}", token, Path(temporary))
+            found = Cluster(f"http://127.0.0.1:{dashboard}", token, Path(temporary), metrics)
             wait_until(lambda: "Ray runtime started" in (logs / "head").read_text(), nodes, logs)
             # A folder of its own, as on another machine: nodes clear away what they unpacked for jobs.
             other = Path(temporary, "w")
             other.mkdir()
             options = [f"--address=127.0.0.1:{port}", f"--dashboard-agent-listen-port={agents[1]}", "--num-cpus=2"]
-            options.append(f"--temp-dir={other}")
+            options += [f"--temp-dir={other}", f"--metrics-export-port={metrics}"]
             nodes.append(start_node(logs / "worker", token, *options))
             wait_until(lambda: "Ray runtime started" in (logs / "worker").read_text(), nodes, logs)
             yield found
@@ -115,6 +124,34 @@ def wait_until(condition, nodes, logs, seconds=180):
         words = "\n".join(path.read_text() for path in sorted(logs.iterdir()))
         assert time.monotonic() < end and all(node.poll() is None for node in nodes), words
         time.sleep(0.2)
+
+
+def exported(cluster, run):
+    """Newest values that the worker's node offers of a run, by the name of the metric and the score."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{cluster.metrics}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    pattern = re.compile(r"(ray_stssl_\w+)\{(.*)\} (\S+)")
+    found = [match.groups() for match in map(pattern.match, lines) if match and f'run="{run}"' in match[2]]
+    return {(name, *re.findall(r'score="(\w+)"', labels)): float(value) for name, labels, value in found}
+
+
+@contextlib.contextmanager
+def watched(cluster, run):
+    """Collect what the worker's node offers of a run, as Prometheus does: a series may end with its process."""
+    seen, over = {}, threading.Event()
+
+    def scrape():
+        while not over.wait(0.5):
+            with contextlib.suppress(OSError):
+                seen.update(exported(cluster, run))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +174,41 @@ def recipe(project, recipe_tree):
 
 
 def test_a_recipe_runs_its_output_comes_back_and_only_code_travels(cluster, recipe, tmp_path):
-    done = stssl(cluster, *recipe, token=cluster.token)
+    with watched(cluster, "run") as seen:
+        done = stssl(cluster, *recipe, "schedule.steps=120", "schedule.evaluate_every=20", token=cluster.token)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert {name for name, *_ in seen} == {f"ray_{name}" for name in (*EXPORTED, VALIDATION)}
+    assert seen["ray_stssl_steps",] == 120 >= seen["ray_stssl_step",] >= 20
+    assert 0 <= seen["ray_stssl_data_wait_ratio",] <= 1 and 0 < seen[f"ray_{VALIDATION}", "accuracy"] <= 1
     assert str(tmp_path / "runs" / "run") in done.stdout and "succeeded" in done.stderr
     assert (tmp_path / "runs" / "run" / "done.json").exists()
+    first, *others = [line for line in done.stderr.splitlines() if "raysubmit" in line]
+    assert first.endswith("train recipe.yaml schedule.steps=120 schedule.evaluate_every=20") and len(others) == 1
+    assert re.search(r"train: +50 %, 60/120 loss", done.stdout) and "{" not in done.stdout + done.stderr
     sent = {path.parent for path in cluster.temporary.rglob("recipe.yaml") if "_ray_pkg" in str(path)}
     assert sent
     for folder in sent:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert names == {"recipe.yaml", "kept/data/code.py"}
+
+
+@pytest.mark.slow
+def test_plain_ray_job_submit_trains_and_warns_as_the_readme_says(cluster, recipe, project, tmp_path):
+    variables = dict([recipe[-1].split("=")])
+    submit = [BIN / "ray", "job", "submit", "--address", cluster.address, "--working-dir", project]
+    submit += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", "stssl", "train", "recipe.yaml"]
+    for storage, lasts in (("runs", False), (tmp_path / "lasting", True)):
+        done = subprocess.run(
+            [*map(str, submit), f"launch.storage={storage}"],
+            capture_output=True,
+            text=True,
+            env=environment(cluster.token),
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("lies in this job's copy of the working folder" in done.stdout) != lasts
+        assert (tmp_path / "lasting" / "run" / "done.json").exists() == lasts
 
 
 def test_a_failing_job_fails_here_with_its_words(cluster, recipe):
@@ -186,6 +249,16 @@ def test_soak_predictions_run_in_tasks_and_in_the_jobs_own_process(cluster, proj
     words = [run, tmp_path / "no.tif", "--out", maps[0], "--pixel-size", 20, "--workers", 1]
     done = stssl(cluster, "predict", "--", *words, token=cluster.token)
     assert done.returncode == 2 and "there is no file or folder" in done.stdout
+
+
+def test_a_working_folder_that_is_too_large_is_refused_with_advice(cluster, recipe, project):
+    large = project / "large.bin"
+    large.write_bytes(os.urandom(105 << 20))
+    try:
+        done = stssl(cluster, *recipe, token=cluster.token)
+    finally:
+        large.unlink()
+    assert done.returncode == 2 and "100 MB" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_without_the_token_or_with_another_it_is_refused(cluster, recipe):

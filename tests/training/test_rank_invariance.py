@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import on_ranks
+from torch.nn.parallel import DistributedDataParallel
 
 from stssl.algorithms import ALGORITHMS
 from stssl.base.config import merge, validate
@@ -120,3 +121,42 @@ def test_ranks_agree_with_frozen_parts_and_different_rates(trees, tmp_path):
     worst = difference(in_world(2, tmp_path / "2", chosen), alone)
     assert worst["rates"] < 1e-4 and worst["frozen"] < 1e-4, worst
     assert worst["free"] > 1e-4, worst  # control
+
+
+def resumed(rank, folder, tree, fixed):
+    """Train one run in one go, and one that is resumed in the middle."""
+    torch.set_num_threads(1)
+    if not fixed:
+        from stssl.training import state
+
+        state._shared = lambda step: DistributedDataParallel(step, forward_sync_buffers=False)
+    half = tree["schedule"]["steps"] // 2
+    for name, first in (("whole", 0), ("broken", half)):
+        recipe = validate(Recipe, tree | {"name": name}, "test")
+        if first:
+            train_state = open_train_state(recipe, torch.device("cpu"))
+            train_state.resume()
+            for raw in train_state.task.loader.batches(0, first):
+                loop.train_step(train_state, raw)
+                train_state.progress.step += 1
+            loop.save(train_state)
+            train_state.close()
+            dist.barrier()
+        train_state = open_train_state(recipe, torch.device("cpu"))
+        train_state.resume()
+        assert train_state.progress.step == first
+        for raw in train_state.task.loader.batches(first, 2 * half):
+            loop.train_step(train_state, raw)
+            train_state.progress.step += 1
+        torch.save(train_state.task.step.networks.state_dict(), folder / f"{name}-{rank}.pt")
+        train_state.close()
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["", "control"])
+def test_three_ranks_resume_bit_for_bit(recipe_tree, tmp_path, fixed):
+    """Three summands may round differently in another order. Two never do."""
+    tree = merge(recipe_tree, {"schedule": {"steps": 8, "evaluate_every": 8}, "optimizer": {"lr": 0.01}})
+    on_ranks(3, resumed, tmp_path, tree, fixed)
+    for rank in range(3):
+        whole, broken = (torch.load(tmp_path / f"{name}-{rank}.pt") for name in ("whole", "broken"))
+        assert all(torch.equal(whole[name], broken[name]) for name in whole) == fixed
