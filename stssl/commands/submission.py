@@ -368,7 +368,7 @@ def _client(address: str) -> "JobSubmissionClient":
         raise ConfigError(f"--address: '{address}' must be the URL of a job server, such as http://127.0.0.1:8265")
     from ray.job_submission import JobSubmissionClient
 
-    # Hide Ray's notes on its connection, which tell users nothing. Set this after the import, which sets the level, too.
+    # Hide Ray's notes on its connection. Set this after the import, because the import sets the level, too.
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     return JobSubmissionClient(address)
 

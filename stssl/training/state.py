@@ -310,9 +310,9 @@ def _shared(step: nn.Module) -> nn.Module:
     model = DistributedDataParallel(
         _Shared(step), forward_sync_buffers=False, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )
-    # DDP sorts the parameters anew after its first step, by the order in which their gradients came. The places of a
-    # parameter in the buckets decide in which order three or more ranks are summed, and so how sums are rounded. Without
-    # this empty step, the first step of a resumed run would round otherwise than the same step of an unbroken run.
+    # After its first step, DDP sorts the parameters anew, by the order in which their gradients came. The place of a
+    # parameter in the buckets decides in which order three or more ranks are summed, and so how sums are rounded.
+    # Without this empty step, the first step of a resumed run would round otherwise than in an unbroken run.
     model().backward()
     model.zero_grad(set_to_none=True)
     return model
