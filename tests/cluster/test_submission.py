@@ -184,7 +184,9 @@ def test_a_recipe_runs_its_output_comes_back_and_only_code_travels(cluster, reci
     assert (tmp_path / "runs" / "run" / "done.json").exists()
     first, *others = [line for line in done.stderr.splitlines() if "raysubmit" in line]
     assert first.endswith("train recipe.yaml schedule.steps=120 schedule.evaluate_every=20") and len(others) == 1
-    assert re.search(r"train: +50 %, 60/120 loss", done.stdout) and "{" not in done.stdout + done.stderr
+    # If Ray also runs for somebody else on this machine, it says so with a set.
+    told = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if "active Ray instances" not in line)
+    assert re.search(r"train: +50 %, 60/120 loss", told) and "{" not in told
     sent = {path.parent for path in cluster.temporary.rglob("recipe.yaml") if "_ray_pkg" in str(path)}
     assert sent
     for folder in sent:
