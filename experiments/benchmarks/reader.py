@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/reader.py --threads 1 --repeats 7 --json reader.json
 
-Each way of reading gets the same random batches of 64 generated BigEarthNet patches. The files are in memory. Each
-repeat measures all ways one after the other: other work on the machine then slows all of them. The table has medians,
-and ratios of medians of the same repeats. LMDB and TensorStore need `pip install lmdb tensorstore`; without them, their
+Each way of reading gets the same random batches of generated BigEarthNet patches. The files are in memory. Each repeat
+measures all ways one after the other: other work on the machine then slows all of them. The table has medians, and
+ratios of medians of the same repeats. LMDB and TensorStore need `pip install lmdb tensorstore`; without them, their
 rows are missing.
 
 The cost of checksums is measured on two copies of a store, one with checksums and one without. Both are read in turns
@@ -46,7 +46,7 @@ from stssl.store.store_plan import CODECS, StorePlan
 from stssl.store.writer import Writer
 
 RGB = ("B04", "B03", "B02")
-BATCH, SHARD, TURN = 64, 512, 1
+SHARD, TURN = 512, 1
 WAITING_THREADS = 16
 """Threads of a reader on a disk where each read waits."""
 Path_ = Callable[[np.ndarray], Any]
@@ -111,10 +111,10 @@ def memmap_path(folder: Path, pixels: dict[str, np.ndarray], rgb: bool) -> Path_
     return lambda rows: maps[0][rows, :3] if rgb else [array[rows] for array in maps]
 
 
-def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int) -> Path_:
-    """Return a function that reads rows by this package's reader, into the same buffers each time."""
+def reader_path(folder: Path, stored: dict[str, Stored], bands: tuple[str, ...], threads: int, batch: int) -> Path_:
+    """Return a function that reads `batch` rows by this package's reader, into the same buffers each time."""
     reader = StoreReader(str(folder), stored, bands, threads)
-    buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(BATCH).items()}
+    buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in reader.shapes(batch).items()}
     return lambda rows: reader.read(rows, buffers)
 
 
@@ -173,20 +173,21 @@ def lmdb_path(folder: Path, pixels: dict[str, np.ndarray]) -> Path_ | None:
     return read
 
 
-def loader_path(reader: StoreReader, count: int, steps: int, together: bool) -> Callable[[], int]:
+def loader_path(reader: StoreReader, count: int, steps: int, batch: int, together: bool) -> Callable[[], int]:
     """Return a function that reads labeled and unlabeled patches through the training loader, as FixMatch does.
 
     Args:
         reader: Reads the pixels.
         count: Number of patches in the store.
         steps: Number of training steps to read in one call. The call returns the number of patches.
+        batch: Number of patches of a step, a quarter of them labeled.
         together: True to read labeled and unlabeled patches of a step in one call of the reader.
     """
     views = frozenset({View.LABELED_WEAK, View.UNLABELED_WEAK, View.UNLABELED_STRONG})
     metadata, labels = torch.zeros(count, 4), torch.zeros(count, 43, dtype=torch.long)
     rows, shared = np.arange(count), Streamed(reader)
     sources = {}
-    for stream, size in ((Stream.LABELED, BATCH // 4), (Stream.UNLABELED, BATCH - BATCH // 4)):
+    for stream, size in ((Stream.LABELED, batch // 4), (Stream.UNLABELED, batch - batch // 4)):
         sampler = StreamSampler(count, size, 0, stream.randomness)
         sources[stream] = StreamSource(shared if together else Streamed(reader), rows, metadata, labels, sampler)
     loader = Loader(sources, ViewDrawer(AugmentConfig(), 0, 128), lambda _: views)
@@ -204,11 +205,13 @@ def check_cost(folder: Path, pixels: dict[str, np.ndarray], options: argparse.Na
         stored = write_store(folder / f"{codec} unchecked", pixels, codec, checked=False)
         every = tuple(band for array in stored.values() for band in array.bands)
         for label, bands in (("RGB", RGB), ("all bands", every)):
-            sides = [reader_path(folder / name, stored, bands, 1) for name in (codec, f"{codec} unchecked")]
-            draws = rng.integers(0, options.patches, (options.turns + 1, TURN, BATCH))
+            sides = [
+                reader_path(folder / name, stored, bands, 1, options.batch) for name in (codec, f"{codec} unchecked")
+            ]
+            draws = rng.integers(0, options.patches, (options.turns + 1, TURN, options.batch))
             turns = np.array([_turn(sides, batches) for batches in draws])[1:]
             clock, cpu = np.median(turns[:, 0] / turns[:, 1], axis=0).tolist()
-            extra = float(np.median(turns[:, 0, 1] - turns[:, 1, 1])) / (2 * TURN * BATCH) * 1e6
+            extra = float(np.median(turns[:, 0, 1] - turns[:, 1, 1])) / (2 * TURN * options.batch) * 1e6
             what = f"{label}, {codec}, checked / unchecked"
             rows += [
                 {"what": f"{what}, by the clock", "measured": clock, "at most": most},
@@ -266,18 +269,21 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
     }
     for codec, arrays in stored.items():
         for label, bands in (("RGB", RGB), ("all", every)):
-            paths[f"{codec} {label}"] = reader_path(folder / codec, arrays, bands, options.threads)
+            paths[f"{codec} {label}"] = reader_path(folder / codec, arrays, bands, options.threads, options.batch)
             paths[f"oindex {codec} {label}"] = oindex_path(folder / codec, bands)
             paths[f"tensorstore {codec} {label}"] = tensorstore_path(folder / codec, bands)
     steps = options.batches
-    lz4 = StoreReader(str(folder / "lz4"), stored["lz4"], RGB, options.threads)
-    through, apart = (loader_path(lz4, options.patches, steps, together) for together in (True, False))
-    both = loader_path(StoreReader(str(folder / "lz4"), stored["lz4"], RGB, 2), options.patches, steps, together=True)
-    waiting = {threads: reader_path(folder / "lz4", stored["lz4"], RGB, threads) for threads in (1, WAITING_THREADS)}
+    lz4, pair = (StoreReader(str(folder / "lz4"), stored["lz4"], RGB, threads) for threads in (options.threads, 2))
+    loading = partial(loader_path, count=options.patches, steps=steps, batch=options.batch)
+    through, apart, both = loading(lz4, together=True), loading(lz4, together=False), loading(pair, together=True)
+    waiting = {
+        threads: reader_path(folder / "lz4", stored["lz4"], RGB, threads, options.batch)
+        for threads in (1, WAITING_THREADS)
+    }
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(options.repeats):
-        batches = rng.integers(0, options.patches, (steps, BATCH))
+        batches = rng.integers(0, options.patches, (steps, options.batch))
         for name, path in paths.items():
             if path is not None:
                 less = {"oindex": 50, "tensorstore": 5}.get(name.partition(" ")[0], 1)
@@ -310,7 +316,7 @@ def slow_reads() -> Iterator[None]:
 
 
 def _patches_read(path: Path_, batches: Iterable[np.ndarray]) -> int:
-    return sum(BATCH for rows in batches if path(rows) is not None)
+    return sum(len(rows) for rows in batches if path(rows) is not None)
 
 
 def _rate(work: Callable[[], int]) -> float:
@@ -351,6 +357,7 @@ def main() -> None:
     """Read the options, measure all ways of reading, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=64, help="patches of a batch; the paper's recipes have 512")
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1, help="of the reader")
     parser.add_argument("--repeats", type=int, default=7)
