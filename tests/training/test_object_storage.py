@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from azure_server import azure_server
 from far_storage import BUCKET
 from gcs_server import gcs_server
 from s3_server import environment, s3_server
@@ -230,6 +231,20 @@ def test_a_run_on_google_storage_soak(recipe_tree, unbroken, elsewhere, tmp_path
         elsewhere()
         evaluate_run("gs://bucket/runs/far", "test")
         assert differing(server, unbroken) == []
+    remote.bucket.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_run_on_azure_storage_soak(recipe_tree, unbroken, elsewhere, tmp_path, monkeypatch):
+    remote.bucket.cache_clear()
+    with azure_server(tmp_path / "azurite", monkeypatch):
+        run(recipe_of(recipe_tree, launch={"storage": "az://bucket/runs"}, name="far"))
+        elsewhere()
+        evaluate_run("az://bucket/runs/far", "test")
+        elsewhere()
+        assert "far" in write_report(["az://bucket/runs/far"], tmp_path / "page.html").read_text()
+        for name in SAME:
+            assert _same(name, RemoteFolder("az://bucket/runs/far").read(name), unbroken[name]), name
     remote.bucket.cache_clear()
 
 
