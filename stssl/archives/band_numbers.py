@@ -52,17 +52,26 @@ class BandNumbers:
         return np.clip(moved, limits.min, limits.max).astype(stored.dtype)
 
 
-def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
-    """Return how to shift a band's stored numbers, from the scale and the offset that its file states.
+def stated_numbers(scale: float, offset: float) -> BandNumbers:
+    """Return how to shift a band's stored numbers, given the scale and the offset that its file states.
 
     Files of some archives state reflectance = scale * number + offset. Students (trained networks) expect scale *
     number, so the shift is offset / scale. It is 0 if the file states no offset. The returned `BandNumbers` does not
     scale.
 
     Args:
+        scale: Stated scale; 1 if the file states none.
+        offset: Stated offset; 0 if the file states none.
+    """
+    shift = offset / scale if offset and scale and np.isfinite(offset / scale) else 0.0
+    return BandNumbers(shift=shift)
+
+
+def numbers_of(file: DatasetReader, index: int) -> BandNumbers:
+    """Return how to shift the stored numbers of a band of an open file, as `stated_numbers` does.
+
+    Args:
         file: Open file.
         index: Number of the band in its file, from 1.
     """
-    scale, offset = float(file.scales[index - 1]), float(file.offsets[index - 1])
-    shift = offset / scale if offset and scale and np.isfinite(offset / scale) else 0.0
-    return BandNumbers(shift=shift)
+    return stated_numbers(float(file.scales[index - 1]), float(file.offsets[index - 1]))

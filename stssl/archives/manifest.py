@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow
 from PIL import Image
 
+from stssl.archives.band_numbers import stated_numbers
 from stssl.archives.base import Example, ExamplePatch, Option, Window
 from stssl.archives.cells import first_rows, image_path, place_name, place_of, split_of, time_of
 from stssl.archives.grids import ImageGrid, common_meters
@@ -203,8 +204,9 @@ class Manifest:
                 f"none of the first {TRIED_IMAGES} images can be read ({found}). Paths start at {self.folder}"
                 f"{elsewhere(self.folder, self.names)}"
             )
-        self._named, self._scaling = band_names is not None, first.scaling
+        self._named = band_names is not None
         arranged = self._arranged(first)
+        self._scaling = arranged.scaling
         image = arranged.pixels
         count, height, width = image.shape
         color = image.dtype == np.uint8 and count == 3
@@ -239,7 +241,9 @@ class Manifest:
         measured = None if picture.measured is None else picture.measured[order]
         colors = tuple(picture.colors[band] for band in order)
         names = tuple(picture.names[band] for band in order)
-        return replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors, names=names)
+        scaling = tuple(picture.scaling[band] for band in order)
+        arranged = replace(picture, pixels=picture.pixels[order], measured=measured, colors=colors, names=names)
+        return replace(arranged, scaling=scaling)
 
     @staticmethod
     def write_example(folder: Path) -> Example:
@@ -328,10 +332,13 @@ class Manifest:
         if image.shape[1:] != array.shape[1:] or len(image) != self._count or str(image.dtype) != array.dtype:
             shape = "x".join(map(str, image.shape))
             raise BadPatchError("wrong_size", f"{name} is {shape} {image.dtype}, not {array.shape} {array.dtype}")
-        # The store holds the numbers of files unchanged, so numbers with different scales could not be compared.
+        # The store holds numbers without their scale, so numbers with different scales could not be compared.
         if picture.scaling != self._scaling:
             raise BadPatchError("wrong_size", f"{name} states another scale or offset than the first image")
         count = len(array.bands)
+        numbers = [stated_numbers(*one) for one in picture.scaling[:count]]
+        if not all(one.plain for one in numbers):
+            image = np.stack([one.converted(band) for one, band in zip(numbers, image[:count], strict=True)])
         patch.arrays[array.name] = image[:count]
         patch.values |= {} if picture.grid is None else picture.grid.columns
         patch.valid_bands = (1 << count) - 1

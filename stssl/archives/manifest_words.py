@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stssl.archives.band_numbers import stated_numbers
 from stssl.archives.cells import image_path
 from stssl.archives.images import sidecars
 from stssl.archives.label_cells import is_missing
@@ -106,11 +107,15 @@ def files_beside(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def stated_scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
-    """Yield one remark if the first image file states a scale or offset, since the store holds values without them.
+    """Yield remarks if the first image file states an offset, which is added, or a scale, which is not applied.
 
     Args:
         scaling: (scale, offset) of each band of the first image; (1, 0) if the file states none.
     """
-    if any(one != (1.0, 0.0) for one in scaling):
-        scale, offset = scaling[0]
-        yield f"values are stored as the files have them; these state a scale of {scale:g} and an offset of {offset:g}"
+    shifts = sorted({stated_numbers(*one).shift for one in scaling} - {0.0})
+    if shifts:
+        words = ", ".join(f"{shift:+g}" for shift in shifts)
+        yield f"the images state an offset ({words}), which is applied: 0 means zero reflectance"
+    scales = sorted({scale for scale, _ in scaling} - {1.0})
+    if scales:
+        yield f"the images state a scale ({', '.join(f'{scale:g}' for scale in scales)}), which is not applied"

@@ -2,6 +2,7 @@
 
 import http.server
 import re
+import shutil
 import struct
 import threading
 import time
@@ -34,7 +35,7 @@ GRID = from_origin(500000, 5300000, 10, 10)
 UTM = {"crs": "EPSG:32632", "transform": GRID}
 
 
-def tiff(path, values, *, gcps=None, rpcs=None, mask=None, colors=None, scales=None, **options):
+def tiff(path, values, *, gcps=None, rpcs=None, mask=None, colors=None, scales=None, offsets=None, **options):
     count, height, width = values.shape
     shape = {"count": count, "height": height, "width": width, "dtype": str(values.dtype)}
     with (
@@ -50,6 +51,8 @@ def tiff(path, values, *, gcps=None, rpcs=None, mask=None, colors=None, scales=N
             file.rpcs = rpcs
         if scales:
             file.scales = scales
+        if offsets:
+            file.offsets = offsets
         if mask is not None:
             file.write_mask(mask)
     return path
@@ -248,7 +251,23 @@ def test_another_scale_than_the_first_images_is_refused(tmp_path):
     tiff(tmp_path / "c.tif", values(), scales=[0.0001] * 3)
     summary, _ = manifest(tmp_path, ["a.tif,A", "b.tif,A", "c.tif,B"])
     assert summary.errors == {"wrong_size": 1}
-    assert any("scale of 0.0001" in note for note in summary.notes)
+    assert any("state a scale (0.0001), which is not applied" in note for note in summary.notes)
+
+
+def test_an_offset_that_images_state_is_applied_as_in_scenes(tmp_path):
+    """Maps, scenes and patches of the same file must give a network the same numbers."""
+    image = values() + np.uint16(990)  # from 991 on: some are below the offset of 1000
+    about = {"scales": [0.0001] * 3, "offsets": [-0.1, 0, -0.1]}
+    tiff(tmp_path / "a.tif", image, **about, **UTM)
+    summary, store = manifest(tmp_path, ["a.tif,A"])
+    assert any("state an offset (-1000), which is applied" in note for note in summary.notes)
+    wanted = np.stack([np.maximum(image[0], 1000) - 1000, image[1], np.maximum(image[2], 1000) - 1000])
+    np.testing.assert_array_equal(pixels(store)[0], wanted)
+    scenes = convert_archive("scenes", tmp_path / "a.tif", tmp_path / "scene.zarr", Options(workers=0), size=16)
+    np.testing.assert_array_equal(pixels(Store.open(scenes.store)), pixels(store))
+    tiff(tmp_path / "a.tif", image, scales=[0.0001] * 3, **UTM)  # the control: no stated offset
+    shutil.rmtree(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(pixels(manifest(tmp_path, ["a.tif,A"])[1])[0], image)
 
 
 def test_a_band_file_that_declares_nodata_is_not_read_past_it(tmp_path):
