@@ -21,7 +21,7 @@ from torch.nn import functional
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
-from stssl.scoring.metrics import CONFIDENCE_BINS
+from stssl.scoring.metrics import CONFIDENCE_BINS, Metric, Predictions, metrics_of
 
 Float64s = NDArray[np.float64]
 Counts = NDArray[np.int32]
@@ -105,6 +105,8 @@ class BlockScores:
         self.own, inverse = np.unique(blocks[known.numpy()], return_inverse=True)
         local: NDArray[np.int32] = inverse.reshape(-1).astype(np.int32)
         self.multilabel, self.classes = space.multilabel, len(space.classes)
+        self._all = Predictions(logits, targets, space)
+        self._local = local
         prepare = _multi_label_sums if space.multilabel else _single_label_sums
         self._sums = _by_block(prepare(logits, targets, space), local, len(self.own))
         self._ranked: list[RankedRows] = []
@@ -117,11 +119,13 @@ class BlockScores:
             wide = np.repeat(local, self.classes).reshape(found.shape)
             self._micro = RankedRows.of(found[there], truth[there], wide[there])
 
-    def scores(self, draws: AnyArray) -> dict[str, Float64s]:
+    def scores(self, draws: AnyArray, only: str | None = None) -> dict[str, Float64s]:
         """Return by name the values [draws] of each score, one for each bootstrap draw; NaN if a score is not defined.
 
         Args:
             draws: [draws, blocks] how often each draw takes each block. Column b is that of the block with number b.
+            only: Name of the one score that the caller needs. Then scores that take long may be missing, except this
+                one.
         """
         own: Counts = np.ascontiguousarray(draws[:, self.own], np.int32)
         parts = _multi_label_scores if self.multilabel else _single_label_scores
@@ -129,7 +133,24 @@ class BlockScores:
         if self.multilabel and self._micro is not None:
             each = np.stack([_threaded(ranked, own) for ranked in self._ranked], 1)
             found["mAP"], found["mAP_micro"] = _mean(each), _threaded(self._micro, own)
+        for name, metric in metrics_of(self._all.space).items():
+            if name not in found and only in (None, name):
+                found[name] = self._repeated(metric, own)
         return found
+
+    def _repeated(self, metric: Metric, draws: Counts) -> Float64s:
+        """Return the values [draws] of a metric without a fast way: compute it anew for each bootstrap draw.
+
+        Args:
+            metric: Function that computes the metric.
+            draws: [draws, blocks] how often each draw takes each block.
+        """
+        values = []
+        for draw in draws:
+            rows = np.repeat(np.arange(len(self._local)), draw[self._local])
+            taken = Predictions(self._all.logits[rows], self._all.targets[rows], self._all.space)
+            values.append(float(metric(taken)) if len(rows) else np.nan)
+        return np.array(values)
 
 
 def _pieces(draws: Counts, most: int) -> Iterator[Float64s]:

@@ -235,8 +235,7 @@ def score(logits: Tensor, targets: Tensor, space: LabelSpace) -> PartScores:
     predictions = Predictions(torch.where(torch.isfinite(logits), logits, 0.0), targets, space)
     grouped = space.grouped(predictions.logits)
     loss = functional.cross_entropy(grouped.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
-    metrics = MULTILABEL if space.multilabel else SINGLE_LABEL
-    measured = {"loss": loss, **{name: metric(predictions) for name, metric in metrics.items()}}
+    measured = {"loss": loss, **{name: metric(predictions) for name, metric in metrics_of(space).items()}}
     each = {name: metric(predictions) for name, metric in PER_CLASS[space.multilabel].items()}
     return PartScores(
         {name: float(value) if finite else nan for name, value in measured.items()},
@@ -267,9 +266,14 @@ def diverged(scores: Scores) -> bool:
     return isnan(scores.get("loss", 0.0))
 
 
+def metrics_of(space: LabelSpace) -> dict[str, Metric]:
+    """Return the metrics of a kind of task (multi-label or single-label), by name. The loss is not among them."""
+    return MULTILABEL if space.multilabel else SINGLE_LABEL
+
+
 def score_names(space: LabelSpace) -> tuple[str, ...]:
     """Return the names of all scores, such as `loss`, that the function `score` computes for a kind of task."""
-    return ("loss", *(MULTILABEL if space.multilabel else SINGLE_LABEL))
+    return ("loss", *metrics_of(space))
 
 
 def headline(space: LabelSpace) -> str:

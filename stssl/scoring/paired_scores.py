@@ -103,10 +103,12 @@ def compare_predictions(
         # Give the second network's blocks other numbers: a draw can then take each block from either network.
         both = BlockScores(torch.cat(logits), torch.cat([targets] * 2), space, np.append(blocks, blocks + count))
         none = np.zeros_like(taken)
-        ends = [both.scores(np.concatenate(sides, 1))[name] for sides in ((taken, none), (none, taken))]
+        ends = [both.scores(np.concatenate(sides, 1), name)[name] for sides in ((taken, none), (none, taken))]
         drawn.append(ends[0] - ends[1])
         if swap:
-            mixed = [both.scores(np.concatenate(sides, 1))[name] for sides in ((1 - swaps, swaps), (swaps, 1 - swaps))]
+            mixed = [
+                both.scores(np.concatenate(sides, 1), name)[name] for sides in ((1 - swaps, swaps), (swaps, 1 - swaps))
+            ]
             swapped.append(mixed[0] - mixed[1])
     mean = np.mean(values, 0)
     low, high = percentiles(_over_runs(np.stack(drawn), seed))

@@ -500,7 +500,7 @@ def carry_out(copy, command):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.flaky(reruns=0)
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 def test_the_readme_and_docs_do_what_they_say(copy):
     done = []
     for command in written():

@@ -5,6 +5,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from stssl.base.batch import IGNORED
 from stssl.base.labels import LabelSpace
+from stssl.scoring import metrics
 from stssl.scoring.block_scores import BlockScores, RankedRows, draw_blocks, percentiles
 from stssl.scoring.metrics import score
 
@@ -41,6 +42,21 @@ def test_a_draw_gives_the_scores_of_the_repeated_patches(multilabel):
         expected = score(logits[rows], targets[rows], space).scores
         for name, values in found.items():
             assert values[number] == pytest.approx(expected[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+def test_a_new_metric_needs_one_registration_for_intervals_too(multilabel, monkeypatch):
+    """The same function under a new name has no fast way here, and the same values."""
+    space, logits, targets, blocks = task(multilabel)
+    table, known = (metrics.MULTILABEL, "mAP") if multilabel else (metrics.SINGLE_LABEL, "balanced_accuracy")
+    draws, made = draw_blocks(BLOCKS, 5, 0), BlockScores(logits, targets, space, blocks)
+    assert "new" not in made.scores(draws)
+    monkeypatch.setitem(table, "new", table[known])
+    found = made.scores(draws)
+    np.testing.assert_allclose(found["new"], found[known], atol=1e-6)
+    assert "new" not in made.scores(draws, known) and "new" in made.scores(draws, "new")
+    nothing = made.scores(np.zeros((1, BLOCKS), np.uint16), "new")
+    assert np.isnan(nothing["new"]).all()
 
 
 def test_scores_are_those_of_scikit_learn():
