@@ -489,7 +489,9 @@ def carry_out(copy, command):
         code, output = shell(copy, line)
     logging.getLogger("readme").info("%.1f s  %s", time.monotonic() - begun, command)
     assert code == 0, f"{command}\n{line}\nended with {code}:\n{output[-6000:]}"
-    assert "Traceback" not in output, output
+    # Ray's cleaner of placement groups looks for its cluster itself, and fails if several run on this machine.
+    others = [line for line in output.splitlines() if "(PlacementGroupCleaner pid=" not in line]
+    assert not any("Traceback" in line for line in others), output
     for words in told.words:
         assert re.search(words, output), f"{command} does not print {words}:\n{output[-6000:]}"
     for name in told.files:
