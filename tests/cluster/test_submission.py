@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import s3_server
 import yaml
 from exported import write_run
 from processes import family, kill
@@ -192,6 +193,21 @@ def test_a_recipe_runs_its_output_comes_back_and_only_code_travels(cluster, reci
     for folder in sent:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert names == {"recipe.yaml", "kept/data/code.py"}
+
+
+@pytest.mark.slow
+def test_soak_results_of_a_submitted_run_go_to_a_bucket(cluster, recipe, project):
+    pytest.importorskip("obstore")
+    before = {path.name for path in project.iterdir()}
+    with s3_server.s3_server() as server:
+        words = ["launch.storage=s3://bucket/runs"]
+        for name, value in s3_server.environment(server).items():
+            words += ["--env", f"{name}={value}"]
+        done = stssl(cluster, *recipe, *words, token=cluster.token)
+        assert done.returncode == 0 and "s3://bucket/runs/run" in done.stdout, done.stdout + done.stderr
+        assert {"bucket/runs/run/done.json", "bucket/runs/run/checkpoints/last.pt"} <= server.objects.keys()
+        assert b"secret" not in b"".join(server.objects.values()) and "secret" not in done.stdout
+    assert {path.name for path in project.iterdir()} == before
 
 
 @pytest.mark.slow
