@@ -206,8 +206,11 @@ def group_table(groups: "GroupScores") -> Table:
 
 def comparison_table(found: Sequence["Difference"]) -> Table:
     """Return a table of compared recipes, one in a row. A star marks a significant difference (Holm's correction)."""
+    from stssl.scoring.metrics import LOWER_IS_BETTER
+
     first = found[0]
-    table = Table(title=f"{first.score} against {escape(first.against)} ({first.other:.4f})")
+    less = ", less is better" if first.score in LOWER_IS_BETTER else ""
+    table = Table(title=f"{first.score} against {escape(first.against)} ({first.other:.4f}{less})")
     table.add_column("runs of", overflow="fold")
     for title in ("pairs", "blocks", first.score, "difference", "95 % interval", "p", "p (Holm)", ""):
         table.add_column(title, justify="right")

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -240,7 +241,9 @@ def read_image(source: Path | BytesIO, name: str, size: int | None = None) -> Pi
             kept = [band for band, color in zip(file.indexes, file.colorinterp, strict=True) if color.name != "alpha"]
             values = file.read(kept, out_shape=(len(kept), size, size), resampling=Resampling.bilinear)
         names = tuple(text or "" for text in file.descriptions)
-        scaling = tuple(zip(map(float, file.scales), map(float, file.offsets), strict=True))
+        stated = zip(map(float, file.scales), map(float, file.offsets), strict=True)
+        # Take numbers that are not finite as not stated: NaN would also differ from itself.
+        scaling = tuple((scale if isfinite(scale) else 1.0, move if isfinite(move) else 0.0) for scale, move in stated)
         upright = _upright(data, file, name)
         grid = grid_of(file) if upright == 1 else None
         if grid is not None and size is not None:

@@ -115,7 +115,7 @@ def stated_scales(scaling: tuple[tuple[float, float], ...]) -> Iterator[str]:
     shifts = sorted({stated_numbers(*one).shift for one in scaling} - {0.0})
     if shifts:
         words = ", ".join(f"{shift:+g}" for shift in shifts)
-        yield f"the images state an offset ({words}), which is applied: 0 means zero reflectance"
+        yield f"the first image states an offset ({words}), which conversions apply: 0 means zero reflectance"
     scales = sorted({scale for scale, _ in scaling} - {1.0})
     if scales:
-        yield f"the images state a scale ({', '.join(f'{scale:g}' for scale in scales)}), which is not applied"
+        yield f"the first image states a scale ({', '.join(f'{scale:g}' for scale in scales)}), which is not applied"

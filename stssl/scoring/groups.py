@@ -19,6 +19,7 @@ from stssl.scoring.evaluation import Evaluation
 from stssl.scoring.metrics import LOWER_IS_BETTER, headline, score
 from stssl.store.lists import as_text
 from stssl.store.schema import MISSING_DAY, MISSING_TIME, NO_SPLIT
+from stssl.store.store import Store
 
 MADE = ("block", "month")
 """Columns that are made from others: the square of latitude and longitude, and the month of the date."""
@@ -246,23 +247,23 @@ def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray
     elif column == "month":
         found = _months(data, rows)
     elif not data.store.has_column(column):
-        known = sorted(name for name in data.store.description.arrays if _groups(data, name))
+        known = sorted(name for name in data.store.description.arrays if has_groups(data.store, name))
         raise ConfigError(f"--by: {data.store.path} has no column '{column}'. It has: {', '.join([*MADE, *known])}.")
-    elif not _groups(data, column):
+    elif not has_groups(data.store, column):
         raise ConfigError(f"--by: {column} is no column of groups. Give one with a word or whole number a patch.")
     else:
         found = _named(data, rows, column)
     return np.where(found == "", UNKNOWN, found)
 
 
-def _groups(data: RunData, column: str) -> bool:
+def has_groups(store: Store, column: str) -> bool:
     """Return True if a column of the store has one word, flag or whole number for each patch, whose values are groups.
 
     Return False for `patch_id`, `time` and `content_hash`: nearly every patch has another value.
     """
-    if not data.store.has_column(column) or column in ("patch_id", "time", "content_hash"):
+    if not store.has_column(column) or column in ("patch_id", "time", "content_hash"):
         return False
-    about = data.store.description.arrays[column]
+    about = store.description.arrays[column]
     return len(about["shape"]) == 1 and not str(about["data_type"]).startswith("float")
 
 
@@ -431,13 +432,14 @@ def _worst(
         name: Name of the score that compares the groups.
 
     Returns:
-        One entry for each column with at least two groups whose score is finite.
+        One entry for each column with at least two groups whose score is finite. The pool of small groups is none of
+            them.
     """
     sign = -1 if name in LOWER_IS_BETTER else 1
     found = []
     for column in dict.fromkeys(row.column for row in rows if row.column != WHOLE):
         own = [row for row in rows if (row.network, row.column, row.score) == (network, column, name)]
-        own = [row for row in own if np.isfinite(row.value)]
+        own = [row for row in own if np.isfinite(row.value) and row.group != POOLED]
         if len(own) < 2:
             continue
         ranked = sorted(own, key=lambda row: sign * row.value)

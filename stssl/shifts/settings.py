@@ -15,7 +15,7 @@ from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, Spl
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import labels_of
 from stssl.scoring.changed_metadata import MetadataChange, parse_change, require_known
-from stssl.scoring.groups import LEAST_BLOCKS
+from stssl.scoring.groups import LEAST_BLOCKS, has_groups
 from stssl.scoring.metrics import score_names
 from stssl.scoring.paired_scores import place_blocks
 from stssl.store.lists import as_text
@@ -187,8 +187,9 @@ def _few_blocks(split: ShiftSplit, store: Store, degrees: float) -> list[str]:
     blocks = len(np.unique(place_blocks(places_of(store)[rows], degrees)))
     if blocks >= LEAST_BLOCKS:
         return []
-    words = f"The {len(rows):,} test patches of split {split.name} lie in {blocks} blocks of {degrees:g} degrees"
-    return [f"{words}, too few for intervals ({LEAST_BLOCKS}). Smaller blocks: --degrees {degrees / 2:g}."]
+    words = f"The {len(rows):,} test patches of split {split.name} lie in {blocks} block{'s' * (blocks != 1)}"
+    advice = f" Smaller blocks: --degrees {degrees / 2:g}." if len(rows) >= LEAST_BLOCKS else ""
+    return [f"{words} of {degrees:g} degrees, too few for intervals ({LEAST_BLOCKS}).{advice}"]
 
 
 def places_of(store: Store) -> NDArray[np.float64]:
@@ -212,6 +213,12 @@ def _rule(word: str, recipe: Recipe, store: Store) -> tuple[str, SplitConfig]:
             f"{store.path} has no column '{column}' and no such split. There are: {known}, and each column, such as "
             "country or country:Serbia"
         )
+    if not has_groups(store, column):
+        raise ConfigError(
+            f"{column} is no column of groups. Give one with a word or whole number a patch, such as country"
+        )
+    if word.endswith(":"):
+        raise ConfigError(f"give a value of {column} after the colon, or {column} alone")
     left = value or _usual_value(store, column)
     return f"{column} {left}", LeaveOutSplit(name="leave_out", column=column, values=(left,))
 

@@ -251,7 +251,7 @@ def test_another_scale_than_the_first_images_is_refused(tmp_path):
     tiff(tmp_path / "c.tif", values(), scales=[0.0001] * 3)
     summary, _ = manifest(tmp_path, ["a.tif,A", "b.tif,A", "c.tif,B"])
     assert summary.errors == {"wrong_size": 1}
-    assert any("state a scale (0.0001), which is not applied" in note for note in summary.notes)
+    assert any("states a scale (0.0001), which is not applied" in note for note in summary.notes)
 
 
 def test_an_offset_that_images_state_is_applied_as_in_scenes(tmp_path):
@@ -260,14 +260,15 @@ def test_an_offset_that_images_state_is_applied_as_in_scenes(tmp_path):
     about = {"scales": [0.0001] * 3, "offsets": [-0.1, 0, -0.1]}
     tiff(tmp_path / "a.tif", image, **about, **UTM)
     summary, store = manifest(tmp_path, ["a.tif,A"])
-    assert any("state an offset (-1000), which is applied" in note for note in summary.notes)
+    assert any("states an offset (-1000), which conversions apply" in note for note in summary.notes)
     wanted = np.stack([np.maximum(image[0], 1000) - 1000, image[1], np.maximum(image[2], 1000) - 1000])
     np.testing.assert_array_equal(pixels(store)[0], wanted)
     scenes = convert_archive("scenes", tmp_path / "a.tif", tmp_path / "scene.zarr", Options(workers=0), size=16)
     np.testing.assert_array_equal(pixels(Store.open(scenes.store)), pixels(store))
-    tiff(tmp_path / "a.tif", image, scales=[0.0001] * 3, **UTM)  # the control: no stated offset
-    shutil.rmtree(tmp_path / "s.zarr")
-    np.testing.assert_array_equal(pixels(manifest(tmp_path, ["a.tif,A"])[1])[0], image)
+    for offsets in (None, [np.nan] * 3):  # the control: no stated offset
+        tiff(tmp_path / "a.tif", image, scales=[0.0001] * 3, offsets=offsets, **UTM)
+        shutil.rmtree(tmp_path / "s.zarr")
+        np.testing.assert_array_equal(pixels(manifest(tmp_path, ["a.tif,A"])[1])[0], image)
 
 
 def test_a_band_file_that_declares_nodata_is_not_read_past_it(tmp_path):

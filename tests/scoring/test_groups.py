@@ -63,6 +63,8 @@ def test_groups_have_scikit_learns_scores(multi):
     kept = {row.group for row in pooled.rows if row.column == "country"}
     assert kept == {name for name, count in counts.items() if count >= least} | {"others"}
     assert any(note.startswith(f"country: groups with fewer than {least} labeled") for note in pooled.notes)
+    # The pool would be the best or the worst group here or there, but it is no country.
+    assert not {"others"} & {name for one in (*found.worst, *pooled.worst) for name in (one.worst, one.best)}
     worst = next(one for one in found.worst if one.column == "country")
     assert worst.value == min(row.value for row in rows)
     assert worst.gap == pytest.approx(max(row.value for row in rows) - worst.value)

@@ -119,6 +119,8 @@ def test_a_study_that_cannot_be_is_refused_in_a_line(made, store, tmp_path):
         with pytest.raises(ConfigError, match=words):
             run_shift(recipe_of(store, tmp_path, **changes), OPTIONS, print, tmp_path, workers=0)
     for options, words in (
+        (ShiftOptions(2, ("lat",)), r"--splits lat: lat is no column of groups"),
+        (ShiftOptions(2, ("label:",)), r"--splits label:: give a value of label after the colon"),
         (ShiftOptions(2, ("country",)), r"--splits country: .* has no column 'country'"),
         (ShiftOptions(2, ("random",), ("moved:90d",)), "no test patch has a date"),
         (ShiftOptions(2, ("random",), ("gone",)), "'gone' is unknown"),
