@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
@@ -10,20 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from stssl.base.arrays import AnyArray, Ints
-from stssl.base.batch import IGNORED, PLACE
+from stssl.base.batch import IGNORED
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.logs import LOG
 from stssl.recipes.run_data import RunData
 from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles
 from stssl.scoring.evaluation import Evaluation
+from stssl.scoring.group_columns import squares_of, values_of
 from stssl.scoring.metrics import LOWER_IS_BETTER, headline, score
-from stssl.store.lists import as_text
-from stssl.store.schema import MISSING_DAY, MISSING_TIME, NO_SPLIT
-from stssl.store.store import Store
 
-MADE = ("block", "month")
-"""Columns that are made from others: the square of latitude and longitude, and the month of the date."""
-WHOLE, UNKNOWN, POOLED = "all", "unknown", "others"
+WHOLE, POOLED = "all", "others"
 LEAST_BLOCKS = 10
 """Smallest number of blocks for an interval: with fewer blocks, draws of them say little about other places."""
 Resampled = Literal["blocks", "patches"]
@@ -199,7 +194,7 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
     if options.resample == "patches":
         names, of_patch = rows.astype(np.str_), np.arange(len(rows))
     else:
-        cells = _cells(data, rows, options.degrees)
+        cells = squares_of(data, rows, options.degrees)
         lost = cells == ""
         if lost.all():
             raise ConfigError(
@@ -212,90 +207,6 @@ def units_of(data: RunData, rows: Ints, options: GroupOptions, draw: bool = True
         names, of_patch = np.unique(cells, return_inverse=True)
     wanted = options.bootstrap if draw else 0
     return Units(names, of_patch.reshape(-1), draw_blocks(len(names), wanted, options.seed) if wanted else None)
-
-
-def _cells(data: RunData, rows: Ints, degrees: float) -> NDArray[np.str_]:
-    """Return the name [n] of the square, with a side of `degrees`, in which each of the n patches `rows` lies.
-
-    The name is the square's south-west corner (latitude, longitude); it is empty for a patch without a place.
-    """
-    lat, lon = data.metadata[torch.from_numpy(rows)][:, list(PLACE)].double().numpy().T
-    known = np.isfinite(lat) & np.isfinite(lon)
-    corners = [np.floor(np.where(known, values, 0) / degrees) * degrees for values in (lat, lon)]
-    names = [f"{south:.6g} {west:.6g}" if there else "" for south, west, there in zip(*corners, known, strict=True)]
-    return np.array(names, dtype="<U32")
-
-
-def values_of(data: RunData, rows: Ints, column: str, degrees: float) -> NDArray[np.str_]:
-    """Read from a column, such as `country`, the name of the group to which each patch belongs.
-
-    Args:
-        data: Open data: the store and the metadata.
-        rows: [n] row numbers of the patches in the store.
-        column: A column of the store; or `block` (a square of latitude and longitude) or `month`.
-        degrees: Side of a block in degrees.
-
-    Returns:
-        [n] names of groups; `unknown` if a patch has no value.
-
-    Raises:
-        ConfigError: The store lacks the column, or the column has several values a patch, or numbers that are no
-            categories.
-    """
-    if column == "block":
-        found = _cells(data, rows, degrees)
-    elif column == "month":
-        found = _months(data, rows)
-    elif not data.store.has_column(column):
-        known = sorted(name for name in data.store.description.arrays if has_groups(data.store, name))
-        raise ConfigError(f"--by: {data.store.path} has no column '{column}'. It has: {', '.join([*MADE, *known])}.")
-    elif not has_groups(data.store, column):
-        raise ConfigError(f"--by: {column} is no column of groups. Give one with a word or whole number a patch.")
-    else:
-        found = _named(data, rows, column)
-    return np.where(found == "", UNKNOWN, found)
-
-
-def has_groups(store: Store, column: str) -> bool:
-    """Return True if a column of the store has one word, flag or whole number for each patch, whose values are groups.
-
-    Return False for `patch_id`, `time` and `content_hash`: nearly every patch has another value.
-    """
-    if not store.has_column(column) or column in ("patch_id", "time", "content_hash"):
-        return False
-    about = store.description.arrays[column]
-    return len(about["shape"]) == 1 and not str(about["data_type"]).startswith("float")
-
-
-def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
-    values = np.asarray(data.store.column(column))[rows]
-    about = data.store.column_attributes(column)
-    if values.dtype.kind in "OUT":
-        return as_text(values)
-    if "classes" in about:
-        classes = np.array(["", *about["classes"]])
-        return np.asarray(classes[np.where(values < 0, -1, values).astype(np.int64) + 1], np.str_)
-    if "flag_values" in about and "flag_meanings" in about:
-        meanings = dict(zip(about["flag_values"], str(about["flag_meanings"]).split(), strict=False))
-        return np.array([meanings.get(int(value), str(value)) for value in values], np.str_)
-    missing = about.get("missing", NO_SPLIT if column.startswith("split_") else None)
-    if values.dtype.kind == "b":
-        return np.where(values, "yes", "no")
-    return np.where(values == missing, "", values.astype(np.str_)) if missing is not None else values.astype(np.str_)
-
-
-def _months(data: RunData, rows: Ints) -> NDArray[np.str_]:
-    """Return the month [n] of each of the n patches `rows` (numbers in the store), `01` to `12`; empty if unknown.
-
-    The month comes from the patch's time or, if this is missing, from its day of the year.
-    """
-    time, day = (np.asarray(data.store.column(name))[rows] for name in ("time", "day_of_year"))
-    found = np.full(len(rows), "", "<U2")
-    dated = time != MISSING_TIME
-    found[dated] = [f"{datetime.fromtimestamp(int(one), UTC).month:02d}" for one in time[dated]]
-    left = ~dated & (day != MISSING_DAY)
-    found[left] = [f"{datetime.strptime(f'2001 {min(int(one), 365)}', '%Y %j').month:02d}" for one in day[left]]
-    return found
 
 
 def score_groups(results: Mapping[str, Evaluation], data: RunData, options: GroupOptions) -> GroupScores:

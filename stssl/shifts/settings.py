@@ -15,7 +15,8 @@ from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, Spl
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import labels_of
 from stssl.scoring.changed_metadata import MetadataChange, parse_change, require_known
-from stssl.scoring.groups import LEAST_BLOCKS, has_groups
+from stssl.scoring.group_columns import has_groups
+from stssl.scoring.groups import LEAST_BLOCKS
 from stssl.scoring.metrics import score_names
 from stssl.scoring.paired_scores import place_blocks
 from stssl.store.lists import as_text
