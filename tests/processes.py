@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import psutil
@@ -69,6 +69,25 @@ def family(pid: int) -> dict[int, str]:
             if pid in (process.pid, os.getsid(process.pid), *(above.pid for above in process.parents())):
                 found[process.pid] = " ".join(process.cmdline())
     return found
+
+
+def still_there(processes: Collection[psutil.Process], linger: float = 30) -> dict[int, str]:
+    """Return the command lines, by process id, of those processes that have not ended after `linger` seconds.
+
+    Ray's agents form sessions of their own and end some seconds after the process that started them. Processes that
+    ended but that no parent has read count as ended.
+    """
+    end = time.monotonic() + linger
+    while (left := {one.pid: line for one in processes if (line := _line(one))}) and time.monotonic() < end:
+        time.sleep(0.2)
+    return left
+
+
+def _line(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return " ".join(process.cmdline()) or process.name()
+    return ""
 
 
 def kill(pids: Iterable[int]) -> None:

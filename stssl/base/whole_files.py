@@ -241,12 +241,18 @@ def _room(path: Path, size: int | None) -> str:
 
 def free_room(path: Path) -> str:
     """Return words about the free space on the disk of the file `path`, such as `1.5 GB free in /data`."""
-    folder = next((above for above in path.absolute().parents if above.is_dir()), Path("/"))
+    folder = nearest_folder(path.absolute().parent)
     try:
         free = as_size(shutil.disk_usage(folder).free)
     except OSError:
         free = "an unknown size"
     return f"{free} free in {folder}"
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return `path` if it is a folder, else the nearest folder above it, which lies on the same disk."""
+    whole = path.absolute()
+    return next((above for above in (whole, *whole.parents) if above.is_dir()), Path("/"))
 
 
 def as_size(count: int) -> str:

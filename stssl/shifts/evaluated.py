@@ -70,6 +70,8 @@ def read_scored(folder: Path, part: str, change: MetadataChange) -> ScoredPart:
 def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[MetadataChange]) -> Path:
     """Train one run of a study to its end, and score its networks. Leave out what is done already.
 
+    Delete the checkpoint `previous` then: a study has many runs, and this checkpoint is of no more use.
+
     Args:
         recipe: Recipe of the run.
         folder: Folder of the run if it is trained already; None trains it.
@@ -90,6 +92,7 @@ def complete_run(recipe: Recipe, folder: Path | None, changes: Sequence[Metadata
     missing = [(part, change) for part, change in [*wanted, (UNLABELED, TRUE)] if not _scored(folder, part, change)]
     if missing:
         _score(folder, missing)
+    RunFolder(folder).checkpoints.drop_previous()
     return folder
 
 

@@ -63,7 +63,7 @@ def plan_shift(recipe: Recipe, options: ShiftOptions, out: Path | None = None) -
     setting, storage = choose_setting(recipe, options), study_folder(recipe, out) / "runs"
     trainings, finished = trainings_of(recipe, setting, options, storage), finished_runs(storage)
     check_trainings(trainings, finished)
-    return describe_study(trainings, finished, setting)
+    return describe_study(trainings, finished, setting, storage)
 
 
 def run_shift(

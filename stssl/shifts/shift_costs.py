@@ -1,19 +1,27 @@
 """Say before a study of metadata under shift starts which runs it has, and how long they will take."""
 
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from stssl.analysis.costs import CostEstimate
 from stssl.analysis.planning import machines_for, plan_run
+from stssl.base.logs import LOG
+from stssl.base.whole_files import as_size, free_room, nearest_folder
 from stssl.shifts.evaluated import MOST_UNLABELED, sees_metadata
 from stssl.shifts.settings import ShiftSetting
 from stssl.shifts.trainings import TRAINED, Training
 from stssl.training.run_folder import RunFolder
 
+COPIES_KEPT = 2
+"""Largest number of checkpoints that a finished run of a study has on disk: last and best."""
 TIMED_STEPS = 3
 """Number of steps that are timed for each kind of training."""
 
 
-def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFolder], setting: ShiftSetting) -> str:
+def describe_study(
+    trainings: Sequence[Training], finished: Mapping[str, RunFolder], setting: ShiftSetting, storage: Path
+) -> str:
     """Return text on a study's runs and their time, estimated from a few steps of each kind of training.
 
     These steps are taken and timed in this process. Write no files.
@@ -22,9 +30,10 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
         trainings: All trainings of the study.
         finished: Folders of the finished runs by the hash of their recipe. These runs need no more time.
         setting: Splits of the study, and changes of the metadata at test.
+        storage: Folder into which the runs write. It need not exist.
 
     Returns:
-        Text for the user, with the splits, the changes, the runs and their hours.
+        Text for the user, with the splits, the changes, the runs, their hours, and the disk room for their checkpoints.
 
     Raises:
         StsslError: A run does not fit into memory.
@@ -37,7 +46,7 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
         f"runs       {len(trainings)}: {', '.join(TRAINED)} for each split and each of "
         f"{len({one.seed for one in trainings})} seeds; {len(trainings) - len(left)} are finished",
     ]
-    total, known = 0.0, dict[str, CostEstimate]()
+    total, room, known = 0.0, 0, dict[str, CostEstimate]()
     for kind in TRAINED:
         own = [one for one in left if one.kind == kind]
         if not own:
@@ -49,10 +58,14 @@ def describe_study(trainings: Sequence[Training], finished: Mapping[str, RunFold
         found = known[like]
         scoring = _scoring_hours(own[0], setting, found.validation)
         total += len(own) * (found.hours + scoring)
+        room += len(own) * COPIES_KEPT * found.checkpoint
         lines.append(
             f"{kind:<10} {len(own)} runs, each {found.hours:.3f} hours of training and {scoring:.3f} of scoring"
         )
     lines.append(f"together   {total:.2f} hours, one run at a time in one process like this one")
+    lines.append(f"disk       up to {as_size(room)} for checkpoints; {free_room(storage)}")
+    if room > shutil.disk_usage(nearest_folder(storage)).free:
+        LOG.warning("the study needs up to %s for checkpoints; %s", as_size(room), free_room(storage))
     return "\n".join(lines)
 
 

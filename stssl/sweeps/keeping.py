@@ -1,12 +1,11 @@
 """Delete the checkpoints of all but a sweep's best trials, and compute how much disk room its checkpoints need."""
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stssl.base.logs import LOG
 from stssl.base.paths import is_url
-from stssl.base.whole_files import as_size
+from stssl.base.whole_files import as_size, nearest_folder
 from stssl.recipes.build import build_step, without_weights
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_data
@@ -110,16 +109,12 @@ def room_line(sweep: Sweep, checkpoint: int, at_once: int) -> str:
     line += f"{as_size(checkpoint)} each"
     if is_url(sweep.place):
         return line
-    free = shutil.disk_usage(_existing(sweep.folder)).free
+    disk = nearest_folder(sweep.folder)
+    free = shutil.disk_usage(disk).free
     if needed > free:
         LOG.warning(
             "the sweep's checkpoints need up to %s, and %s has %s free: lower keep (now %s) or concurrent, or set "
             "another storage",
-            *(as_size(needed), _existing(sweep.folder), as_size(free), keep),
+            *(as_size(needed), disk, as_size(free), keep),
         )
     return f"{line}; {as_size(free)} free"
-
-
-def _existing(folder: Path) -> Path:
-    """Return a folder if it exists, else the nearest existing folder above it, which lies on the same disk."""
-    return next(path for path in (folder, *folder.parents) if path.exists())

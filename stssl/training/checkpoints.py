@@ -252,6 +252,13 @@ class Checkpoints:
         if best:
             write_state(state, self.path("best"))
 
+    def drop_previous(self) -> None:
+        """Delete the checkpoint `previous` of a finished run on a disk, to save room.
+
+        `previous` only helps a run to resume if `last` is damaged.
+        """
+        self.path("previous").unlink(missing_ok=True)
+
     def newest(self, recipe: str | None = None) -> Iterator[tuple[Path, CheckpointState | UnusableError]]:
         """Yield path and state of each of the checkpoints `last` and `previous` that exists, in this sequence.
 

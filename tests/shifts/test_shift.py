@@ -1,6 +1,7 @@
 """A study on tiny data: what is trained, kept, compared and refused. Two trainings of steps without meaning."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -170,6 +171,34 @@ def test_the_plan_counts_runs_and_writes_nothing(made, tmp_path):
     assert "6: teacher, direct, control" in text and "0 are finished" in text and "together" in text
     assert not (tmp_path / "new").exists()
     assert "6 are finished" in plan_shift(made[0], OPTIONS, made[1])
+
+
+def test_the_plan_says_how_much_room_checkpoints_need(made, tmp_path, monkeypatch, caplog):
+    options = ShiftOptions(2, ("random",), ("absent",))
+    text = plan_shift(made[0], options, tmp_path / "new")
+    assert "for checkpoints; " in text and f"free in {tmp_path}" in text and not caplog.records
+    size = max(file.stat().st_size for file in made[1].glob("runs/*/checkpoints/last.pt"))
+    said = float(re.search(r"disk +up to ([0-9.]+) MB", text)[1]) * 1e6
+    assert 0.3 * 12 * size < said < 1.1 * 12 * size, "files of such small networks are mostly names"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "1.0 kB free" in plan_shift(made[0], options, tmp_path / "new")
+    assert "the study needs up to" in caplog.text
+
+
+def test_finished_runs_keep_the_checkpoints_that_are_of_use(made):
+    for folder in made[1].glob("runs/*/checkpoints"):
+        assert {file.name for file in folder.glob("*.pt")} == {"last.pt", "best.pt"}
+
+
+def test_a_finished_run_is_not_scored_again_and_gives_up_room(made):
+    recipe, folder = made[:2]
+    runs = folder / "runs"
+    old = runs / "random-direct-s1" / "checkpoints" / "previous.pt"
+    old.write_bytes(b"x")
+    before = {file: file.stat().st_mtime_ns for file in runs.glob("*/evaluation/*")}
+    run_shift(recipe, OPTIONS, lambda line: None, folder, workers=0)
+    assert not old.exists()
+    assert {file: file.stat().st_mtime_ns for file in runs.glob("*/evaluation/*")} == before
 
 
 def effect(claim, split, low, high, holm):

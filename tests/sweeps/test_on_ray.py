@@ -4,11 +4,11 @@ import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from processes import family, finish, kill, start
+from processes import family, finish, kill, start, still_there
 
 optuna = pytest.importorskip("optuna")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -60,9 +60,8 @@ def test_soak_of_trials_that_stop_or_fail_lets_go_of_everything_and_ends(write, 
         search={"optimizer.lr": [0.003, 1.0e-9, 1.0e30, 2.0e-9]},
     )
     process = start(*COMMAND, str(file))
-    children = set()
     wait_for(lambda: "COMPLETE" in states(tmp_path / "sweeps" / "four").values(), "a complete trial", process)
-    children |= family(process.pid).keys() - {process.pid}
+    children = [psutil.Process(pid) for pid in family(process.pid) if pid != process.pid]
     code, output = finish(process, 900)
     assert code == 0, output
     folder = tmp_path / "sweeps" / "four"
@@ -75,7 +74,7 @@ def test_soak_of_trials_that_stop_or_fail_lets_go_of_everything_and_ends(write, 
     assert {trial.state.name for trial in raised} == {"FAIL"}
     assert all("not finite" in trial.user_attrs["reason"] for trial in raised)
     assert len(children) > 5
-    assert not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()]
+    assert not still_there(children)
 
 
 @pytest.mark.slow
