@@ -3,6 +3,7 @@
 Students expect that 0 means zero reflectance.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,19 @@ class BandNumbers:
         limits = np.iinfo(str(stored.dtype))
         moved = np.rint((stored.astype(np.float64) + self.shift) * self.factor)
         return np.clip(moved, limits.min, limits.max).astype(stored.dtype)
+
+
+def shift_remarks(name: str, numbers: Iterable[BandNumbers]) -> Iterator[str]:
+    """Yield a remark if the metadata of a scene state an offset, such as -1000, which is added to its pixel values.
+
+    Args:
+        name: Name of the scene.
+        numbers: How the numbers of the scene's bands are converted.
+    """
+    shifts = sorted({one.shift for one in numbers} - {0.0})
+    if shifts:
+        words = ", ".join(f"{shift:+g}" for shift in shifts)
+        yield f"{name}: its metadata state an offset ({words}), which is applied: 0 means zero reflectance"
 
 
 def stated_numbers(scale: float, offset: float) -> BandNumbers:

@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 
 from stssl.archives.area_labels import AreaLabels, open_labels
+from stssl.archives.band_numbers import shift_remarks
 from stssl.archives.base import Example, ExamplePatch, Option, good_place
 from stssl.archives.examples import EPSG, grid_around, write_bands
 from stssl.archives.grids import ImageGrid, common_meters, footprint
@@ -42,19 +43,6 @@ class _Window:
     scene: int
     row: int
     column: int
-
-
-def _shifts(name: str, image: SceneImage) -> Iterator[str]:
-    """Yield a remark if the metadata of a scene state an offset, such as -1000, which is added to its pixel values.
-
-    Args:
-        name: Name of the scene.
-        image: Description of the scene.
-    """
-    shifts = sorted({band.numbers.shift for layer in image.layers for band in layer.bands} - {0.0})
-    if shifts:
-        words = ", ".join(f"{shift:+g}" for shift in shifts)
-        yield f"{name}: its metadata state an offset ({words}), which is applied: 0 means zero reflectance"
 
 
 def _listed(words: str | None) -> tuple[str, ...] | None:
@@ -314,7 +302,7 @@ class Scenes:
             below, right = band.height - size - (down - 1) * stride, band.width - size - (across - 1) * stride
             if max(below, right) > 0:
                 yield f"{scene.name}: the last {max(below, 0)} rows and {max(right, 0)} columns are in no patch"
-            yield from _shifts(scene.name, scene.image)
+            yield from shift_remarks(scene.name, (band.numbers for layer in scene.image.layers for band in layer.bands))
         if self._labels is not None:
             yield from self._labels.notes
 

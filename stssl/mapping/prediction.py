@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from stssl import __version__
+from stssl.archives.band_numbers import shift_remarks
 from stssl.base.errors import ConfigError, DataError
 from stssl.base.hashing import settings_hash
 from stssl.base.json_types import JsonObject
@@ -245,11 +246,14 @@ class _MapJob:
         return False
 
     def _notes(self) -> tuple[str, ...]:
-        """Return a line of text for the user if the scene is smaller than a window; otherwise an empty tuple."""
+        """Return lines of text for the user on an offset that was applied, and on a scene smaller than a window."""
         scene = self.scene
+        sources = [source for layer in scene.layers for piece in layer.pieces for source in piece.sources]
+        remarks = tuple(shift_remarks(scene.name, (source.numbers for source in sources)))
         if scene.height >= scene.window[0] and scene.width >= scene.window[1]:
-            return ()
+            return remarks
         return (
+            *remarks,
             f"{scene.name} has {scene.height} x {scene.width} pixels, fewer than a window of the student "
             f"({scene.window[0]} x {scene.window[1]}). It is reflected at its edges. The student never saw such "
             "images.",

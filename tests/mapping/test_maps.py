@@ -10,6 +10,8 @@ from scenes import CORNER, NATIVE, mosaic, write_safe, write_tif
 
 import stssl
 from stssl.mapping import blocks
+from stssl.mapping.prediction import MapOptions
+from stssl.predictions.choice import predict_inputs
 
 COLUMNS = 6
 
@@ -127,6 +129,9 @@ def test_a_sentinel2_product_gives_equal_maps_with_and_without_offset(twelve, tm
             text = (folder / "MTD_MSIL2A.xml").read_text()
             (folder / "MTD_MSIL2A.xml").write_text(text.replace(">-1000<", ">0<"))
         maps.append(predict(twelve.run, folder, tmp_path / f"{name}.tif", probabilities="float32"))
+        found = predict_inputs([twelve.run.path], [folder], tmp_path / f"{name}-said.tif", MapOptions())
+        said = [line for line in found.lines if "state an offset (-1000), which is applied" in line]
+        assert len(said) == (name == "new")
     assert np.array_equal(maps[0], maps[1], equal_nan=True) and not np.array_equal(maps[0], maps[2], equal_nan=True)
     with rasterio.open(tmp_path / "new.tif") as file:
         assert file.tags()["STSSL_SCENE_DATE"].startswith("2022-06-14T10:16:09") and file.shape == (240, 240)
