@@ -22,6 +22,7 @@ from stssl.base.config import Tree
 from stssl.base.errors import ConfigError, RunError
 from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
+from stssl.scoring.block_scores import require_side
 from stssl.scoring.groups import LEAST_BLOCKS
 from stssl.scoring.metrics import headline
 from stssl.scoring.paired_scores import PredictionPair, compare_predictions, holm_corrected, place_blocks
@@ -127,6 +128,7 @@ def compare_runs(
     options = options or ComparisonOptions()
     if options.draws < 100:
         raise ConfigError(f"--draws: give 100 or more, not {options.draws}")
+    require_side(options.degrees)
     if not runs or not against:
         raise ConfigError("give at least one run before --against, and one after it")
     groups, others = (_by_recipe([_read(path, options) for path in paths]) for paths in (runs, against))

@@ -159,12 +159,16 @@ def given_split(place: Path, names: Sequence[str] = ()) -> dict[str, frozenset[s
         )
     part_of = {name: part for part, names in PART_NAMES.items() for name in names}
     parts: dict[str, set[str]] = {part: set() for part in PART_NAMES}
-    for name, cell in zip(columns["name"], columns["split"], strict=True):
-        word = str(cell or "").strip().lower()
+    for row, (given, cell) in enumerate(zip(columns["name"], columns["split"], strict=True), 1):
+        name, word = "" if given is None else str(given).strip(), str(cell or "").strip().lower()
         if word and word not in part_of:
             raise DataError(f"{place}: the split of {name} is '{shown(str(cell))}'. Give train, val or test.")
+        if word and not name:
+            raise DataError(
+                f"{place}: row {row} (after the header) has the split {word}, but no patch. Name the patch."
+            )
         if word:
-            parts[part_of[word]].add(str(name).strip())
+            parts[part_of[word]].add(name)
     return {part: frozenset(listed) for part, listed in parts.items()}
 
 

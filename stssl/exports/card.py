@@ -71,7 +71,7 @@ def _use(facts: Exported) -> Iterator[str]:
     if graphs:
         yield from _graph_use(told, graphs)
     if "backbone.safetensors" in facts.files:
-        yield from _torchvision_use(told)
+        yield from _torchvision_use(told, facts.backbone_bands)
 
 
 def _graph_use(told: ModelDescription, files: list[str]) -> Iterator[str]:
@@ -96,9 +96,13 @@ def _code_list(names: list[str]) -> str:
     return " and ".join(f"`{name}`" for name in names)
 
 
-def _torchvision_use(told: ModelDescription) -> Iterator[str]:
+def _torchvision_use(told: ModelDescription, bands: tuple[str, ...]) -> Iterator[str]:
     name = told.network.backbone.partition(".")[0]
-    yield f"`backbone.safetensors` holds the convolutional layers of a {name} under torchvision's names. For detection:"
+    yield f"`backbone.safetensors` holds the convolutional layers of a {name} under torchvision's names."
+    if bands:
+        names = ", ".join(map(_cell, bands))
+        yield f"Its images have the bands {names}, in this sequence (`backbone_bands` in `{CONFIG}`)."
+    yield "For detection:"
     yield from ("", "```python", "from safetensors.torch import load_file")
     yield "from torchvision.models.detection import FasterRCNN"
     yield from ("from torchvision.models.detection.backbone_utils import resnet_fpn_backbone", "")

@@ -29,6 +29,7 @@ class Exported:
         scores: Scores of the student on the validation and test patches, as far as it was evaluated; by `validation`
             and `test`.
         license: License of the weights (SPDX); None if nobody chose one.
+        backbone_bands: Names of the bands that the file for torchvision takes, in their sequence; empty without it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Exported:
     difference: dict[str, float]
     scores: dict[str, NetworkScores]
     license: str | None
+    backbone_bands: tuple[str, ...] = ()
 
 
 def read_scores(run: Path) -> dict[str, NetworkScores]:
@@ -92,6 +94,7 @@ def config_of(facts: Exported) -> JsonObject:
         "license": facts.license,
         "task": told.task,
         "bands": [band.name for band in told.bands],
+        **({"backbone_bands": [*facts.backbone_bands]} if facts.backbone_bands else {}),
         "classes": [one.name for one in told.classes],
         "colors": [one.color for one in told.classes],
         "side": told.image.side,

@@ -1,14 +1,19 @@
 """Rename the weights of a ResNet for torchvision, so that its detection and segmentation models can start from them."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from stssl.base.errors import ConfigError, RunError
 from stssl.models.backbones import make_backbone
 from stssl.students.description import ModelDescription
 
+BANDS_ENTRY = "bands"
+"""Entry in the header of `backbone.safetensors` with the names of its three bands, as a JSON list."""
 CLASSIFIER = "fc."
 FEATURE_TOLERANCE = 1e-4
 """Largest allowed difference between the features of both networks, as a share of the largest feature."""
@@ -102,6 +107,22 @@ def chosen_bands(description: ModelDescription, bands: Sequence[str] | None) -> 
             f"{', '.join(own)} with --bands, such as --bands {','.join(own[:3])}."
         )
     return [own.index(band) for band in wanted]
+
+
+def bands_entry(description: ModelDescription, bands: Sequence[str] | None) -> dict[str, str]:
+    """Return the header entry that names the three bands of an export in their sequence, as for `chosen_bands`."""
+    own = [band.name for band in description.bands]
+    return {BANDS_ENTRY: json.dumps([own[place] for place in chosen_bands(description, bands)])}
+
+
+def exported_bands(path: Path) -> tuple[str, ...]:
+    """Return the names of the bands that the file `backbone.safetensors` takes, in their sequence.
+
+    Return an empty tuple if an older release wrote the file: it did not say them.
+    """
+    with safe_open(path, "pt") as file:
+        known = json.loads((file.metadata() or {}).get(BANDS_ENTRY, "[]"))
+    return tuple(map(str, known))
 
 
 def _compare(description: ModelDescription, network: nn.Module, body: dict[str, Tensor], bands: int) -> None:

@@ -35,7 +35,7 @@ from stssl.exports.facts import (
 from stssl.exports.graphs import graph_file, require_onnx
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
-from stssl.exports.torchvision_weights import chosen_bands, torchvision_weights
+from stssl.exports.torchvision_weights import bands_entry, chosen_bands, exported_bands, torchvision_weights
 from stssl.models.fetched_weights import run_of_weights
 from stssl.models.sealed import seal
 from stssl.students.description import ModelDescription
@@ -270,7 +270,7 @@ def _write_model(
     source, description, weights = described
     samples_file = source.parent / SAMPLES_FILE
     if form == "torchvision":
-        _put(path, seal(torchvision_weights(description, weights, bands)))
+        _put(path, seal(torchvision_weights(description, weights, bands), bands_entry(description, bands)))
         return {}, read_samples(samples_file) if is_there(samples_file) else None
     if not is_there(samples_file):
         raise RunError(
@@ -331,7 +331,13 @@ def _write_documents(
         part: Folder with the model files.
     """
     files = {name: _digest(part / name) for name in FILES.values() if (part / name).exists()}
-    full = replace(facts, files=files, difference={name: differences[name] for name in files if name in differences})
+    backbone = part / FILES["torchvision"]
+    full = replace(
+        facts,
+        files=files,
+        difference={name: differences[name] for name in files if name in differences},
+        backbone_bands=exported_bands(backbone) if backbone.exists() else (),
+    )
     has_item = any(name.endswith((".pt2", ".onnx")) for name in files)
     places = samples.places if samples else np.zeros((0, 2), np.float32)
     _put(part / MAP, places_svg(places))

@@ -31,11 +31,8 @@ class KnownLabels:
         self.name, self._own, self._space = name, own, space
         self._places = [space.classes.index(one) if one in space.classes else -1 for one in own.classes]
         strangers = [one for one in own.classes if one not in space.classes]
-        self.notes = (
-            (f"{name}: the model does not know {', '.join(strangers[:5])}: patches with these do not count in scores",)
-            if strangers
-            else ()
-        )
+        effect = "scores leave these classes out" if own.multilabel else "patches with these do not count in scores"
+        self.notes = (f"{name}: the model does not know {', '.join(strangers[:5])}: {effect}",) if strangers else ()
         self._targets: list[Tensor] = []
 
     @classmethod

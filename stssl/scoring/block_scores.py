@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.batch import IGNORED
+from stssl.base.errors import ConfigError
 from stssl.base.labels import LabelSpace
 from stssl.scoring.metrics import CONFIDENCE_BINS, Metric, Predictions, metrics_of
 
@@ -283,6 +284,16 @@ def _mean(each: Float64s) -> Float64s:
     with np.errstate(invalid="ignore"):
         found: Float64s = np.where(there, each, 0.0).sum(1) / there.sum(1)
     return found
+
+
+def require_side(degrees: float) -> None:
+    """Raise an error if `degrees` cannot be the side of a block (a square of latitude and longitude).
+
+    Raises:
+        ConfigError: The number is not finite, or not above 0.
+    """
+    if not 0 < degrees < float("inf"):
+        raise ConfigError(f"--degrees: give the side of a block in degrees, a number above 0, not {degrees:g}")
 
 
 def draw_blocks(blocks: int, draws: int, seed: int) -> NDArray[np.uint16]:

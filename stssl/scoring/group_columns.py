@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stssl.base.arrays import Ints
 from stssl.base.batch import PLACE
 from stssl.base.errors import ConfigError
+from stssl.base.json_types import JsonMapping
 from stssl.recipes.run_data import RunData
 from stssl.store.lists import as_text
 from stssl.store.schema import MISSING_DAY, MISSING_TIME, NO_SPLIT
@@ -82,6 +83,26 @@ def has_groups(store: Store, column: str) -> bool:
     return len(about["shape"]) == 1 and not str(about["data_type"]).startswith("float")
 
 
+def has_value(store: Store, column: str) -> NDArray[np.bool_]:
+    """Return for each patch of a store if it has a value in a column of groups, such as `country`.
+
+    Return an array [n] for n patches. The column stands for a missing value by an empty text, a number below 0 if it
+    numbers classes, or the number that the store names.
+    """
+    values, about = np.asarray(store.column(column)), store.column_attributes(column)
+    if values.dtype.kind in "OUT":
+        return np.asarray(as_text(values) != "")
+    if "classes" in about:
+        return np.asarray(values >= 0)
+    missing = _missing_number(about, column)
+    return np.ones(len(values), bool) if missing is None else np.asarray(values != missing)
+
+
+def _missing_number(about: JsonMapping, column: str) -> object:
+    """Return the number that stands for a missing value in a column with the attributes `about`; None if none does."""
+    return about.get("missing", NO_SPLIT if column.startswith("split_") else None)
+
+
 def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
     values = np.asarray(data.store.column(column))[rows]
     about = data.store.column_attributes(column)
@@ -93,7 +114,7 @@ def _named(data: RunData, rows: Ints, column: str) -> NDArray[np.str_]:
     if "flag_values" in about and "flag_meanings" in about:
         meanings = dict(zip(about["flag_values"], str(about["flag_meanings"]).split(), strict=False))
         return np.array([meanings.get(int(value), str(value)) for value in values], np.str_)
-    missing = about.get("missing", NO_SPLIT if column.startswith("split_") else None)
+    missing = _missing_number(about, column)
     if values.dtype.kind == "b":
         return np.where(values, "yes", "no")
     return np.where(values == missing, "", values.astype(np.str_)) if missing is not None else values.astype(np.str_)

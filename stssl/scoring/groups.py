@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from stssl.base.arrays import AnyArray, Ints
 from stssl.base.batch import IGNORED
-from stssl.base.errors import ConfigError, DataError
+from stssl.base.errors import ConfigError, DataError, shown
 from stssl.base.logs import LOG
 from stssl.recipes.run_data import RunData
-from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles
+from stssl.scoring.block_scores import BlockScores, draw_blocks, percentiles, require_side
 from stssl.scoring.evaluation import Evaluation
 from stssl.scoring.group_columns import squares_of, values_of
 from stssl.scoring.metrics import LOWER_IS_BETTER, headline, score
@@ -160,8 +160,11 @@ def check_options(data: RunData, part: str, options: GroupOptions) -> None:
         raise ConfigError(
             f"--bootstrap: give 100 draws or more (1000 is usual), or 0 for none; not {options.bootstrap}"
         )
-    if options.degrees <= 0 or options.least < 1:
-        raise ConfigError("--degrees must be above 0 and --least 1 or more")
+    require_side(options.degrees)
+    if options.least < 1:
+        raise ConfigError("--least: give 1 or more")
+    if options.resample not in ("blocks", "patches"):
+        raise ConfigError(f"--resample '{shown(str(options.resample))}': give blocks or patches")
     for column in options.by:
         values_of(data, rows, column, options.degrees)
     if options.bootstrap:
@@ -228,8 +231,10 @@ def score_groups(results: Mapping[str, Evaluation], data: RunData, options: Grou
     units, found = units_of(data, rows, options), GroupScores()
     found.notes.append(_words_on_units(units, options))
     groups: list[tuple[str, str, NDArray[np.bool_]]] = [(WHOLE, WHOLE, np.ones(len(rows), bool))]
+    pools: dict[str, str] = {}
     for column in options.by:
-        values = _pooled(values_of(data, rows, column, options.degrees), labeled, column, options, found.notes)
+        values = values_of(data, rows, column, options.degrees)
+        values, pools[column] = _pooled(values, labeled, column, options, found.notes)
         groups += [(column, str(name), values == name) for name in np.unique(values)]
     for network, result in results.items():
         drawn: dict[tuple[str, str], NDArray[np.float64]] = {}
@@ -240,7 +245,7 @@ def score_groups(results: Mapping[str, Evaluation], data: RunData, options: Grou
                 continue
             part = _Group(network, column, name, result, targets, own)
             drawn[column, name] = _score_group(part, data, units, found)
-        found.worst += _worst(network, found.rows, drawn, headline(data.space))
+        found.worst += _worst(network, found.rows, drawn, headline(data.space), pools)
     found.notes[:] = dict.fromkeys(found.notes)
     return found
 
@@ -256,10 +261,18 @@ def _words_on_units(units: Units, options: GroupOptions) -> str:
     )
 
 
+def _pool_name(values: NDArray[np.str_]) -> str:
+    """Return a name for the pool of small groups that none of the groups `values` has: `others`, if it is free."""
+    name = POOLED
+    while name in values:
+        name = f"{name} (pooled)"
+    return name
+
+
 def _pooled(
     values: NDArray[np.str_], labeled: NDArray[np.bool_], column: str, options: GroupOptions, notes: list[str]
-) -> NDArray[np.str_]:
-    """Replace the names of groups that have fewer than `options.least` labeled patches by `others`.
+) -> tuple[NDArray[np.str_], str]:
+    """Replace the names of groups that have fewer than `options.least` labeled patches by the name of the pool.
 
     Append a sentence to `notes` that lists these groups.
 
@@ -271,19 +284,22 @@ def _pooled(
         notes: Notes for the user.
 
     Returns:
-        [n] names of groups.
+        [n] names of groups, and the name of the pool.
     """
     names, number = np.unique(values, return_inverse=True)
+    pool = _pool_name(values)
     counts = np.bincount(number.reshape(-1)[labeled], minlength=len(names))
     small = counts < options.least
     if not small.any():
-        return values
-    shown = ", ".join(f"{name} ({count})" for name, count in zip(names[small][:8], counts[small][:8], strict=True))
+        return values, pool
+    shown_names = ", ".join(
+        f"{name} ({count})" for name, count in zip(names[small][:8], counts[small][:8], strict=True)
+    )
     more = f" and {small.sum() - 8} more" if small.sum() > 8 else ""
     notes.append(
-        f"{column}: groups with fewer than {options.least} labeled patches are pooled as others: {shown}{more}"
+        f"{column}: groups with fewer than {options.least} labeled patches are pooled as {pool}: {shown_names}{more}"
     )
-    return np.where(np.isin(values, names[small]), POOLED, values)
+    return np.where(np.isin(values, names[small]), pool, values), pool
 
 
 @dataclass(frozen=True)
@@ -332,7 +348,11 @@ def _score_group(group: _Group, data: RunData, units: Units, found: GroupScores)
 
 
 def _worst(
-    network: str, rows: Sequence[GroupRow], drawn: Mapping[tuple[str, str], NDArray[np.float64]], name: str
+    network: str,
+    rows: Sequence[GroupRow],
+    drawn: Mapping[tuple[str, str], NDArray[np.float64]],
+    name: str,
+    pools: Mapping[str, str],
 ) -> list[WorstGroup]:
     """Find a network's worst and best group of each column, with the 95 % interval of the gap between them.
 
@@ -341,6 +361,7 @@ def _worst(
         rows: Scores of all networks on all groups.
         drawn: [draws] score `name` in each bootstrap draw, by column and group; empty if a group has no interval.
         name: Name of the score that compares the groups.
+        pools: Name of the pool of small groups, by column.
 
     Returns:
         One entry for each column with at least two groups whose score is finite. The pool of small groups is none of
@@ -350,7 +371,7 @@ def _worst(
     found = []
     for column in dict.fromkeys(row.column for row in rows if row.column != WHOLE):
         own = [row for row in rows if (row.network, row.column, row.score) == (network, column, name)]
-        own = [row for row in own if np.isfinite(row.value) and row.group != POOLED]
+        own = [row for row in own if np.isfinite(row.value) and row.group != pools[column]]
         if len(own) < 2:
             continue
         ranked = sorted(own, key=lambda row: sign * row.value)

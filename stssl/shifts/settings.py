@@ -14,8 +14,9 @@ from stssl.data.loader import metadata_table
 from stssl.data.splits import BlockSplit, LeaveOutSplit, RandomSplit, Split, SplitConfig, make_split
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import labels_of
+from stssl.scoring.block_scores import require_side
 from stssl.scoring.changed_metadata import MetadataChange, parse_change, require_known
-from stssl.scoring.group_columns import has_groups
+from stssl.scoring.group_columns import has_groups, has_value
 from stssl.scoring.groups import LEAST_BLOCKS
 from stssl.scoring.metrics import score_names
 from stssl.scoring.paired_scores import place_blocks
@@ -128,8 +129,9 @@ def choose_setting(recipe: Recipe, options: ShiftOptions) -> ShiftSetting:
             possible with the store, or the store allows no split.
         DataError: The store cannot be read.
     """
-    if options.seeds < 1 or options.draws < 100 or options.degrees <= 0:
-        raise ConfigError("--seeds needs 1 or more, --draws 100 or more, --degrees more than 0")
+    if options.seeds < 1 or options.draws < 100:
+        raise ConfigError("--seeds needs 1 or more, --draws 100 or more")
+    require_side(options.degrees)
     store = Store.open(recipe.data.store)
     known = score_names(labels_of(store, recipe.data.labels).space)
     if options.score is not None and options.score not in known:
@@ -235,7 +237,7 @@ def _usual_value(store: Store, column: str) -> str:
     values = as_text(store.column(column))
     if values.ndim > 1:
         raise ConfigError(f"{column} has many values a patch. Give a column such as country")
-    names, counts = np.unique(values[values != ""], return_counts=True)
+    names, counts = np.unique(values[has_value(store, column)], return_counts=True)
     if len(names) < 2:
         raise ConfigError(f"{store.path} has fewer than two values of {column}")
     return str(names[np.argmin(np.abs(counts / len(values) - TEST_SHARE))])

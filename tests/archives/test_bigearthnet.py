@@ -254,7 +254,11 @@ def test_splits_of_the_public_code_and_tables_of_parts(tmp_path):
     (lists / "val.csv").write_text("S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57")
     notes = " ".join(split_notes(tuple(names), {"paper": lists}))
     assert "are no patches of the archive" in notes and "BigEarthNet v2.0" in notes
-    for text, words in (("patch\na", "needs the columns patch and split"), ("patch,split\na,dev", "'dev'")):
+    for text, words in (
+        ("patch\na", "needs the columns patch and split"),
+        ("patch,split\na,dev", "'dev'"),
+        ("patch,split\na,train\n,test", r"row 2 .* has the split test, but no patch"),
+    ):
         table.write_text(text)
         with pytest.raises(DataError, match=words):
             listed_splits(tuple(names), {"mine": table})

@@ -27,6 +27,7 @@ from stssl.commands.cli import app
 from stssl.exports import graphs
 from stssl.exports.places import places_svg
 from stssl.exports.stac import stac_item
+from stssl.exports.torchvision_weights import exported_bands
 from stssl.exports.writing import export_to
 from stssl.models import backbones
 from stssl.models.sealed import seal
@@ -391,6 +392,14 @@ def test_soak_torchvisions_detector_and_segmenter_start_from_the_backbone_and_le
         assert sum(changed) > 0.9 * len(changed)
 
 
+def backbone_bands(folder):
+    """Read the bands of a run's export, or of a folder of an export."""
+    export = folder / "export" if (folder / "export").exists() else folder
+    told = json.loads((export / "config.json").read_text())["backbone_bands"]
+    assert tuple(told) == exported_bands(export / "backbone.safetensors")
+    return told
+
+
 def test_only_torchvisions_own_resnets_and_three_bands_are_exported_for_it(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", patches(), size=12, backbone="resnet18")
     own = load_file(run / "checkpoints" / "student.safetensors")
@@ -403,6 +412,12 @@ def test_only_torchvisions_own_resnets_and_three_bands_are_exported_for_it(tmp_p
     exec(snippet, made)
     assert torch.equal(made["model"].backbone.body["conv1"].weight, own["backbone.conv1.weight"])
     assert "deeplabv3" not in card  # torchvision has none for a resnet18
+    assert "bands B04, B03, B02, in this sequence" in card and backbone_bands(run) == ["B04", "B03", "B02"]
+    other_way = load_file(stssl.export(run, "torchvision", tmp_path / "e", bands=["B02", "B03", "B04"]))
+    assert torch.equal(other_way["conv1.weight"], own["backbone.conv1.weight"].flip(1))
+    stssl.export(run, "onnx", tmp_path / "e")  # a later export keeps the file, so it keeps the bands too
+    assert "bands B02, B03, B04, in this sequence" in (tmp_path / "e" / "README.md").read_text()
+    assert backbone_bands(tmp_path / "e") == ["B02", "B03", "B04"]
     told = stssl.load_student(run).description
     parts = {"network": NetworkDescription(backbone="resnet18", role="encoder"), "classes": (), "task": "features"}
     encoder = tmp_path / "pretrained" / "checkpoints" / "encoder.safetensors"

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -7,11 +8,14 @@ import torch
 from sklearn.metrics import accuracy_score, average_precision_score
 from tiny import tiny_bigearthnet, tiny_recipe
 
+from stssl.analysis.comparison import ComparisonOptions, compare_runs
 from stssl.base.config import merge, validate
 from stssl.base.errors import ConfigError, DataError, RunError
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import open_data
+from stssl.scoring import groups
 from stssl.scoring.evaluation import Evaluation
+from stssl.scoring.group_columns import has_value
 from stssl.scoring.group_files import read_groups, save_groups
 from stssl.scoring.groups import GroupOptions, check_options, score_groups
 from stssl.scoring.metrics import score
@@ -143,3 +147,42 @@ def test_an_empty_part_has_no_groups(single):
     data = replace(single, split=replace(single.split, test=np.zeros(0, np.int64)))
     with pytest.raises(DataError, match="no test patches"):
         check_options(data, "test", GroupOptions(("block",)))
+
+
+def test_a_group_that_is_called_others_is_not_the_pool_of_small_groups():
+    values = np.array(["Finland"] * 40 + ["others"] * 50 + ["tiny"] * 3)
+    notes = []
+    pooled, pool = groups._pooled(values, np.ones(len(values), bool), "land", GroupOptions(("land",)), notes)
+    found = dict(zip(*np.unique(pooled, return_counts=True), strict=True))
+    assert found == {"Finland": 40, "others": 50, "others (pooled)": 3} and pool == "others (pooled)"
+    assert "are pooled as others (pooled): tiny (3)" in notes[0]
+    without = values[values != "others"]  # the control: the name is free
+    assert groups._pooled(without, np.ones(len(without), bool), "land", GroupOptions(("land",)), notes)[1] == "others"
+
+
+@pytest.mark.parametrize("degrees", [float("nan"), float("inf"), 0.0, -1.0])
+def test_blocks_without_a_side_are_refused(multi, degrees):
+    with pytest.raises(ConfigError, match="--degrees: give the side of a block"):
+        groups.check_options(multi, "train", GroupOptions(("country",), degrees=degrees))
+    with pytest.raises(ConfigError, match="--degrees: give the side of a block"):
+        compare_runs(["a"], ["b"], ComparisonOptions(degrees=degrees))
+
+
+def test_another_word_for_what_is_drawn_is_refused(multi):
+    with pytest.raises(ConfigError, match="--resample 'patch': give blocks or patches"):
+        groups.check_options(multi, "train", GroupOptions(("country",), resample="patch"))
+    groups.check_options(multi, "train", GroupOptions(("country",), resample="patches"))  # the control
+
+
+def test_a_missing_value_is_no_value_of_a_column(multi):
+    cases = (
+        (np.array(["", "Finland"]), {}),
+        (np.array([-1, 0]), {"classes": ["a", "b"]}),
+        (np.array([9, 0]), {"missing": 9}),
+    )
+    for values, attributes in cases:
+        column = SimpleNamespace(column=lambda name, v=values: v, column_attributes=lambda name, a=attributes: a)
+        assert has_value(column, "land").tolist() == [False, True]
+    plain = SimpleNamespace(column=lambda name: np.array([-1, 0]), column_attributes=lambda name: {})
+    assert has_value(plain, "land").all()  # the control: such numbers are values
+    assert has_value(multi.store, "country").all()

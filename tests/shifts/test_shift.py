@@ -16,6 +16,7 @@ from stssl.base.exclusive import alone
 from stssl.base.labels import LabelSpace
 from stssl.recipes.recipe import Recipe
 from stssl.recipes.run_data import labels_of
+from stssl.shifts import settings
 from stssl.shifts.claims import claim_sentences
 from stssl.shifts.distances import gain_by_place, nearest_km
 from stssl.shifts.effects import CLAIMS, ShiftEffect, all_effects, study_of
@@ -164,6 +165,15 @@ def test_a_store_that_does_not_answer_ends_the_study(made, monkeypatch):
     error = DataError  # control: every usual split is left out
     with pytest.raises(ConfigError, match="allows none of the splits"):
         choose_setting(made[0], ShiftOptions(2))
+
+
+def test_a_missing_value_is_not_left_out_as_a_country():
+    values = np.array([-1] * 20 + [0] * 50 + [1] * 30)
+    about = {"missing": -1}
+    store = SimpleNamespace(column=lambda name: values, column_attributes=lambda name: about, path="s")
+    assert settings._usual_value(store, "land") == "1"
+    about = {}  # the control: -1 is a value like others
+    assert settings._usual_value(store, "land") == "-1"
 
 
 def test_the_plan_counts_runs_and_writes_nothing(made, tmp_path):
