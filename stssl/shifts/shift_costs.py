@@ -63,9 +63,9 @@ def describe_study(
             f"{kind:<10} {len(own)} runs, each {found.hours:.3f} hours of training and {scoring:.3f} of scoring"
         )
     lines.append(f"together   {total:.2f} hours, one run at a time in one process like this one")
-    lines.append(f"disk       up to {as_size(room)} for checkpoints; {free_room(storage)}")
+    lines.append(f"disk       up to {as_size(room)} for checkpoints of finished runs; {free_room(storage)}")
     if room > shutil.disk_usage(nearest_folder(storage)).free:
-        LOG.warning("the study needs up to %s for checkpoints; %s", as_size(room), free_room(storage))
+        LOG.warning("the study needs up to %s for checkpoints of finished runs; %s", as_size(room), free_room(storage))
     return "\n".join(lines)
 
 
